@@ -1,0 +1,1 @@
+"""What runs the work: parameters, clips, dataset layouts, planning, the engine."""

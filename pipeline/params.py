@@ -1,0 +1,309 @@
+"""Every number that a result depends on, read once from params.yaml and checked against the types below.
+
+The dataclasses are the schema: a wrong key or value is an error that names the whole key. What a result
+does not depend on (folders, workers, devices) comes from the command line and is not here.
+"""
+
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from pipeline.clips import fingerprint
+from pipeline.errors import HarcacheError, did_you_mean
+
+__all__ = [
+    "CropParams",
+    "DatasetParams",
+    "DetectParams",
+    "EvaluateParams",
+    "FramesParams",
+    "HeatmapParams",
+    "IndexParams",
+    "ModelParams",
+    "PoseParams",
+    "Precision",
+    "RecipeParams",
+    "RgbParams",
+    "SampleParams",
+    "TrainParams",
+    "dataset_names",
+    "load_params",
+]
+
+
+@dataclass(frozen=True)
+class _Range:
+    low: float
+    high: float = float("inf")
+
+    def __str__(self) -> str:
+        return f" of {self.low} or more" if self.high == float("inf") else f" from {self.low} to {self.high}"
+
+
+_Count = Annotated[int, _Range(1)]
+_Natural = Annotated[int, _Range(0)]
+_Fraction = Annotated[float, _Range(0, 1)]
+_Positive = Annotated[float, _Range(1e-9)]
+_NotNegative = Annotated[float, _Range(0)]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+_Section = TypeVar("_Section")
+
+
+class _Params:
+    @property
+    def fingerprint(self) -> str:
+        """Stands for all values of the section."""
+        assert is_dataclass(self)
+        return fingerprint(asdict(self))
+
+
+@dataclass(frozen=True)
+class IndexParams(_Params):
+    """How videos become clips. ``table`` is a CSV file of path, label[, split, subject]."""
+
+    layout: str
+    table: str | None = None
+    test_ratio: _Fraction = 0.2
+    seed: _Natural = 0
+
+
+@dataclass(frozen=True)
+class DetectParams(_Params):
+    """The person detector; ``image_size`` is pixels of the longer side."""
+
+    backend: Literal["ultralytics", "torchvision"]
+    weights: str
+    image_size: _Count
+    score: _Fraction
+    nms_iou: _Fraction
+    max_persons: _Count
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class PoseParams(_Params):
+    """The pose estimator; at most ``max_persons`` are kept a clip."""
+
+    backend: Literal["mmpose", "ultralytics"]
+    config: str
+    weights: str
+    flip_test: bool
+    max_persons: _Count
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class CropParams(_Params):
+    """The square box of a clip: the persons' box, its half extents enlarged by the part ``padding``.
+
+    What leaves the image is cut off ("clip") or filled ("pad"). Keypoints under ``min_score`` don't count.
+    A quarter and "clip" are what the paper's authors released.
+    """
+
+    min_score: _Fraction
+    padding: _NotNegative = 0.25
+    fit: Literal["clip", "pad"] = "clip"
+
+
+@dataclass(frozen=True)
+class FramesParams(_Params):
+    """Frames stored of a clip: all (None), or at most ``max_frames``, evenly spread."""
+
+    max_frames: _Count | None
+
+
+@dataclass(frozen=True)
+class HeatmapParams(_Params):
+    """Pose heatmaps: 56 pixels and a sigma of 0.6 pixels are the paper's."""
+
+    shard_rows: _Count
+    size: _Count = 56
+    sigma: _Positive = 0.6
+
+
+@dataclass(frozen=True)
+class RgbParams(_Params):
+    """RGB crops: 224 pixels are the paper's; JPEG of quality 95 is off by 0.9 grey levels on average."""
+
+    shard_rows: _Count
+    size: _Count = 224
+    codec: Literal["jpeg", "zstd"] = "jpeg"
+    quality: Annotated[int, _Range(1, 100)] = 95
+
+
+@dataclass(frozen=True)
+class SampleParams(_Params):
+    """Frames of a sample: the paper's 48 poses, of which every third has its RGB frame."""
+
+    clip_len: _Count = 48
+    rgb_frames: _Count = 16
+
+
+@dataclass(frozen=True)
+class ModelParams(_Params):
+    """The networks' sizes: the defaults are the paper's EPAM-Net."""
+
+    width: _Count = 24
+    rgb_blocks: tuple[_Count, ...] = (3, 5, 11, 7)
+    pose_blocks: tuple[_Count, ...] = (5, 11, 7)
+    attention: str = "nested"
+    dropout: _Fraction = 0.5
+
+
+@dataclass(frozen=True)
+class RecipeParams(_Params):
+    """One training run: SGD with a cosine schedule; the defaults are the paper's for every stream."""
+
+    epochs: _Count
+    batch_size: _Count
+    lr: _Positive
+    precision: Precision
+    momentum: _Fraction = 0.9
+    weight_decay: _NotNegative = 3e-4
+    clip_norm: _Positive = 40.0
+    flip: _Fraction = 0.5
+
+
+@dataclass(frozen=True)
+class EvaluateParams(_Params):
+    """The evaluation: ``clips`` samples of each clip, their scores averaged."""
+
+    clips: _Count = 1
+
+
+@dataclass(frozen=True)
+class TrainParams(_Params):
+    """The three runs of EPAM-Net: pose stream, RGB stream, then the whole network from both.
+
+    All of them learn the labels of ``protocol`` and are tested on its test split.
+    """
+
+    protocol: str
+    seed: _Natural
+    pose: RecipeParams
+    rgb: RecipeParams
+    epam: RecipeParams
+    sample: SampleParams = SampleParams()
+    model: ModelParams = ModelParams()
+    evaluate: EvaluateParams = EvaluateParams()
+
+
+@dataclass(frozen=True)
+class DatasetParams(_Params):
+    """All parameters of one dataset: ``datasets.<name>`` of params.yaml.
+
+    ``train`` is ``training.<name>``, or None where that is not there: the dataset is extracted only.
+    """
+
+    name: str
+    index: IndexParams
+    detect: DetectParams
+    pose: PoseParams
+    crop: CropParams
+    frames: FramesParams
+    heatmap: HeatmapParams
+    rgb: RgbParams
+    train: TrainParams | None = None
+
+
+def dataset_names(path: Path | str = "params.yaml") -> list[str]:
+    """Return the names under ``datasets`` in the order of the file."""
+    return list(_read_mapping(Path(path), "datasets"))
+
+
+def load_params(path: Path | str = "params.yaml", *, dataset: str) -> DatasetParams:
+    """Read the parameters of ``dataset``.
+
+    Raises HarcacheError for a file that is missing or not YAML, an unknown dataset, and for an unknown,
+    missing or mistyped key, which is named in full and with the nearest right name.
+    """
+    datasets = _read_mapping(Path(path), "datasets")
+    if dataset not in datasets:
+        raise HarcacheError(f"{path} has no dataset '{dataset}'. {did_you_mean(dataset, datasets)}".rstrip())
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", dataset):
+        raise HarcacheError(f"dataset name {dataset!r}: expected letters, digits, '_' and '-' only")
+    training = _read_mapping(Path(path), "training", needed=False)
+    given: dict[str, Any] = {"name": dataset, "train": None}
+    if dataset in training:
+        given["train"] = _parse_section(TrainParams, training[dataset], f"training.{dataset}")
+    return _parse_section(DatasetParams, datasets[dataset], f"datasets.{dataset}", given)
+
+
+def _read_mapping(path: Path, key: str, needed: bool = True) -> dict[str, Any]:
+    if not path.is_file():
+        raise HarcacheError(f"{path} is missing; run in the project's folder, where dvc.yaml lies")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise HarcacheError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    found = content.get(key) if isinstance(content, dict) else None
+    if found is None and not needed:
+        return {}
+    if not isinstance(found, dict):
+        raise HarcacheError(f"{path} has no mapping '{key}'; expected one entry a dataset")
+    return {str(name): section for name, section in found.items()}
+
+
+def _parse_section(
+    kind: type[_Section], value: Any, key: str, given: Mapping[str, Any] | None = None
+) -> _Section:
+    given = given or {}
+    if not isinstance(value, dict):
+        raise _mistyped(key, value, "a mapping")
+    known = {f.name: f for f in fields(kind) if f.name not in given}  # type: ignore[arg-type]
+    for name in value:
+        if name not in known:
+            raise HarcacheError(f"{key}.{name} is no parameter. {did_you_mean(str(name), known)}")
+    for name, its_field in known.items():
+        if name not in value and its_field.default is MISSING:
+            raise HarcacheError(f"{key}.{name} is missing; add it to params.yaml")
+    hints = get_type_hints(kind, include_extras=True)
+    return kind(**given, **{name: _parse(hints[name], value[name], f"{key}.{name}") for name in value})
+
+
+def _parse(kind: Any, value: Any, key: str) -> Any:
+    """Return ``value`` as ``kind``: a plain type, Literal, Annotated range, optional, tuple or dataclass."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        number = _parse(arguments[0], value, key)
+        if not arguments[1].low <= number <= arguments[1].high:
+            raise HarcacheError(f"{key} is {value}: expected {_describe(arguments[0])}{arguments[1]}")
+        return number
+    if origin in (Union, types.UnionType):
+        return None if value is None else _parse(arguments[0], value, key)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise _mistyped(key, value, "a list")
+        return tuple(_parse(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+    if origin is Literal:
+        if not isinstance(value, str) or value not in arguments:
+            raise HarcacheError(f"{key} is {value!r}. {did_you_mean(str(value), arguments)}")
+        return value
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _parse_section(kind, value, key)
+    return _parse_plain(kind, value, key)
+
+
+def _parse_plain(kind: type, value: Any, key: str) -> Any:
+    if kind is float and type(value) is int:
+        return float(value)
+    # bool is an int to Python, but never one to the writer of params.yaml.
+    if type(value) is not kind:
+        raise _mistyped(key, value, _describe(kind))
+    return value
+
+
+def _mistyped(key: str, value: Any, expected: str) -> HarcacheError:
+    # YAML 1.1 takes a number without a point, such as 1e-4, for text.
+    hint = " (write 1e-4 as 1.0e-4)" if expected == "a number" and isinstance(value, str) else ""
+    return HarcacheError(f"{key} is {value!r}: expected {expected}{hint}")
+
+
+def _describe(kind: type) -> str:
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
