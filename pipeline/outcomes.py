@@ -1,0 +1,82 @@
+"""How a stage's clips ended, in two small files that every stage writes in the same way.
+
+Only clips that are not ok are listed: a list of all of them would repeat the manifest.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.errors import HarcacheError
+from pipeline.files import write_if_changed
+
+__all__ = ["Counts", "Ended", "check_max_failed", "read_failures", "write_counts", "write_failures"]
+
+_COLUMNS = ("id", "status", "reason")
+
+
+class Ended(Protocol):
+    """A clip's id and its end: status "ok", "skipped" or "failed", and the reason if not ok."""
+
+    @property
+    def id(self) -> str: ...  # noqa: D102
+    @property
+    def status(self) -> str: ...  # noqa: D102
+    @property
+    def reason(self) -> str: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Clips of a stage by the way they ended; the three add up to all clips."""
+
+    ok: int
+    skipped: int
+    failed: int
+
+    @property
+    def total(self) -> int:
+        """All clips."""
+        return self.ok + self.skipped + self.failed
+
+
+def write_failures(path: Path, outcomes: Iterable[Ended]) -> bool:
+    """Write id, status and reason of the outcomes that are not ok, by id; return whether it changed."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    writer.writerows(sorted((o.id, o.status, o.reason) for o in outcomes if o.status != "ok"))
+    return write_if_changed(path, text.getvalue().encode())
+
+
+def read_failures(path: Path) -> list[tuple[str, str, str]]:
+    """Read what `write_failures` wrote: (id, status, reason)."""
+    if not path.is_file():
+        raise HarcacheError(f"{path} is missing; run the stage of that name, which writes it")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    if rows[:1] != [list(_COLUMNS)] or any(len(row) != len(_COLUMNS) for row in rows):
+        raise HarcacheError(f"{path}: expected the columns {','.join(_COLUMNS)}; run the stage again")
+    return [(name, status, reason) for name, status, reason in rows[1:]]
+
+
+def write_counts(path: Path, ok: int, skipped: int, failed: int) -> bool:
+    """Write the three counts as JSON; return whether that changed the file."""
+    return write_if_changed(path, (json.dumps(asdict(Counts(ok, skipped, failed)), indent=1) + "\n").encode())
+
+
+def check_max_failed(stage: str, counts: Counts, max_failed: float, failures_path: Path) -> None:
+    """Raise HarcacheError when more than ``max_failed`` (0 to 1) of all clips failed."""
+    if counts.failed <= max_failed * counts.total:
+        return
+    first = next(
+        (row for row in read_failures(failures_path) if row[1] == "failed"), ("", "", "no reason kept")
+    )
+    raise HarcacheError(
+        f"{stage}: {counts.failed} of {counts.total} failed, more than {max_failed:.1%}; first {first[0]}: "
+        f"{first[2]}. All are listed in {failures_path}: mend or remove them, or allow more by --max-failed"
+    )

@@ -1,0 +1,177 @@
+"""Parts: the files that one unit of work makes, and the record that says they are whole.
+
+A part counts only with its record, which is written last; a crash at any moment leaves either the whole
+part or none. One process works on a dataset at a time, so stray temporary files need no names of their own.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.errors import HarcacheError
+from pipeline.files import commit_file, file_digest, flush_folder, write_atomically
+
+__all__ = [
+    "Outcome",
+    "Record",
+    "dataset_lock",
+    "publish",
+    "read_records",
+    "remove_part",
+    "sound_records",
+    "verify_files",
+]
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a clip ended, the rows it takes in its part (``length`` from ``start``), and its inputs' hash."""
+
+    id: str
+    status: Literal["ok", "skipped", "failed"]
+    fingerprint: str
+    reason: str = ""
+    start: int = 0
+    length: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a published part holds. ``files`` are (name in the folder, bytes, BLAKE2b-128 hex)."""
+
+    part: int
+    outcomes: tuple[Outcome, ...]
+    files: tuple[tuple[str, int, str], ...]
+    format: int = _FORMAT
+
+    def to_json(self) -> str:
+        """Return the record as text, the same for the same record."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Record":
+        """Read what `to_json` gave; anything else raises ValueError, KeyError or TypeError."""
+        values = json.loads(text)
+        if values["format"] != _FORMAT:
+            raise ValueError(f"format {values['format']}: this version reads {_FORMAT}")
+        files = tuple((str(name), int(size), str(digest)) for name, size, digest in values["files"])
+        return cls(int(values["part"]), tuple(Outcome(**one) for one in values["outcomes"]), files)
+
+
+def publish(
+    folder: Path, record_dir: Path, part: int, outcomes: Sequence[Outcome], files: Mapping[Path, Path]
+) -> Record:
+    """Make ``files`` (temporary: final, both in ``folder``) the part ``part`` and return its record.
+
+    An older part of that number is removed first, record before files, so that at no moment does a record
+    stand for files it did not see.
+    """
+    for temporary in files:
+        if not temporary.is_file():
+            raise HarcacheError(f"part {part}: {temporary} is missing; the stage did not write it")
+    described = tuple((final.relative_to(folder).as_posix(), *_describe(tmp)) for tmp, final in files.items())
+    record = Record(part, tuple(outcomes), described)
+    if _record_path(record_dir, part).exists():
+        remove_part(folder, record_dir, part)
+    for temporary, final in files.items():
+        final.parent.mkdir(parents=True, exist_ok=True)
+        commit_file(temporary, final)
+    for parent in {final.parent for final in files.values()}:
+        flush_folder(parent)
+    write_atomically(_record_path(record_dir, part), record.to_json().encode())
+    return record
+
+
+def read_records(record_dir: Path) -> list[Record]:
+    """Return all records by part number; none for a missing folder.
+
+    A record that can't be read raises HarcacheError: a crash can't leave one, so it is not ours or damaged.
+    """
+    paths = sorted(record_dir.glob("part-*.json")) if record_dir.is_dir() else []
+    return sorted((_read_record(path) for path in paths), key=lambda record: record.part)
+
+
+def sound_records(folder: Path, record_dir: Path) -> list[Record]:
+    """Return the records whose files are there, and remove the other parts, so that they are made again."""
+    sound = []
+    for record in read_records(record_dir):
+        if verify_files(folder, record):
+            sound.append(record)
+        else:
+            remove_part(folder, record_dir, record.part)
+    return sound
+
+
+def verify_files(folder: Path, record: Record, *, checksums: bool = False) -> bool:
+    """Return whether every file of the record is there with its size, and if asked with its checksum."""
+    for name, size, digest in record.files:
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            return False
+        if checksums and _describe(path) != (size, digest):
+            return False
+    return True
+
+
+def remove_part(folder: Path, record_dir: Path, part: int) -> None:
+    """Remove the part's record, then its files; a part without a record raises HarcacheError."""
+    path = _record_path(record_dir, part)
+    if not path.is_file():
+        raise HarcacheError(f"part {part} has no record {path}; expected a published part")
+    record = _read_record(path)
+    path.unlink()
+    flush_folder(record_dir)
+    for name, _, _ in record.files:
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def dataset_lock(folder: Path) -> Iterator[None]:
+    """Let one process at a time work in ``folder``; a second gets a HarcacheError that names the first.
+
+    The kernel holds the lock, so it ends with its process, however that ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise HarcacheError(
+                f"{folder} is in use by {holder}; wait until it ends, or stop it, and run again"
+            ) from None
+        file.truncate(0)
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        file.write(f"process {os.getpid()} on {socket.gethostname()} ({command})\n")
+        file.flush()
+        yield
+
+
+def _record_path(record_dir: Path, part: int) -> Path:
+    return record_dir / f"part-{part:05d}.json"
+
+
+def _read_record(path: Path) -> Record:
+    try:
+        record = Record.from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise HarcacheError(
+            f"{path} is no readable record ({error}); remove it and run the stage again"
+        ) from error
+    if path != _record_path(path.parent, record.part):
+        raise HarcacheError(f"{path} is the record of part {record.part}; remove it and run the stage again")
+    return record
+
+
+def _describe(path: Path) -> tuple[int, str]:
+    return path.stat().st_size, file_digest(path)

@@ -1,0 +1,58 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import HarcacheError
+from pipeline.outcomes import Counts, check_max_failed, read_failures, write_counts, write_failures
+from pipeline.parts import Outcome
+
+_OUTCOMES = [
+    Outcome("b", "failed", "", 'decoded 3 of 5 frames, "cut"'),
+    Outcome("c", "ok", ""),
+    Outcome("a", "skipped", "", "nobody is seen"),
+]
+
+
+def test_only_what_is_not_ok_is_listed_by_id(tmp_path: Path) -> None:
+    path = tmp_path / "failures" / "pose.csv"
+    assert write_failures(path, _OUTCOMES)
+    assert not write_failures(path, reversed(_OUTCOMES))
+    assert read_failures(path) == [
+        ("a", "skipped", "nobody is seen"),
+        ("b", "failed", 'decoded 3 of 5 frames, "cut"'),
+    ]
+
+
+def test_a_missing_or_foreign_list_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "pose.csv"
+    with pytest.raises(HarcacheError, match=r"pose\.csv is missing; run the stage"):
+        read_failures(path)
+    for text in ("", "name,why\n", "id,status,reason\na,failed\n"):
+        path.write_text(text)
+        with pytest.raises(HarcacheError, match="expected the columns id,status,reason"):
+            read_failures(path)
+
+
+def test_counts_are_written_only_when_changed(tmp_path: Path) -> None:
+    path = tmp_path / "counts" / "pose.json"
+    assert write_counts(path, 5, 1, 2)
+    assert not write_counts(path, 5, 1, 2)
+    assert json.loads(path.read_text()) == {"ok": 5, "skipped": 1, "failed": 2}
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))
+def test_the_limit_is_a_share_of_all_clips(ok: int, skipped: int, failed: int) -> None:
+    counts = Counts(ok, skipped, failed)
+    assert counts.total == ok + skipped + failed
+    check_max_failed("pose", counts, failed / max(counts.total, 1) + 1e-9, Path("unread.csv"))
+
+
+def test_more_failures_than_allowed_are_an_error_that_tells_where_to_look(tmp_path: Path) -> None:
+    path = tmp_path / "pose.csv"
+    write_failures(path, _OUTCOMES)
+    message = r"pose: 1 of 3 failed, more than 1\.0%; first b: decoded 3 of 5.*pose\.csv: mend or remove them"
+    with pytest.raises(HarcacheError, match=message):
+        check_max_failed("pose", Counts(1, 1, 1), 0.01, path)

@@ -1,0 +1,174 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import HarcacheError
+from pipeline.files import partial_path
+from pipeline.parts import (
+    Outcome,
+    Record,
+    dataset_lock,
+    publish,
+    read_records,
+    remove_part,
+    sound_records,
+    verify_files,
+)
+
+OUTCOMES = (
+    Outcome("a", "ok", "f1", start=0, length=7),
+    Outcome("b", "failed", "f2", reason="decoded 57 of 103 frames"),
+)
+
+
+def _publish(folder: Path, part: int = 0, data: bytes = b"boxes") -> Record:
+    final = folder / f"part-{part:05d}.h5"
+    partial_path(final).write_bytes(data)
+    return publish(folder, folder, part, OUTCOMES, {partial_path(final): final})
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_published_part_is_read_back_whole(tmp_path: Path) -> None:
+    records = [_publish(tmp_path, part) for part in (2, 0, 100_000)]
+    assert read_records(tmp_path) == sorted(records, key=lambda record: record.part)
+    assert records[0].files[0][:2] == ("part-00002.h5", 5)
+    assert all(verify_files(tmp_path, record, checksums=True) for record in records)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_part_may_lie_in_many_folders_or_have_no_file(tmp_path: Path) -> None:
+    temporary, final = tmp_path / "x.partial", tmp_path / "volume" / "c" / "0"
+    temporary.write_bytes(b"1")
+    record = publish(tmp_path, tmp_path / "records", 0, OUTCOMES, {temporary: final})
+    assert record.files[0][0] == "volume/c/0" and final.read_bytes() == b"1"
+    empty = publish(tmp_path, tmp_path / "records", 1, OUTCOMES[1:], {})
+    assert read_records(tmp_path / "records") == [record, empty]
+
+
+def test_the_same_part_gives_the_same_record_bytes(tmp_path: Path) -> None:
+    _publish(tmp_path)
+    first = (tmp_path / "part-00000.json").read_bytes()
+    _publish(tmp_path)
+    assert (tmp_path / "part-00000.json").read_bytes() == first
+
+
+def test_a_part_made_again_replaces_the_old_one_and_never_writes_into_it(tmp_path: Path) -> None:
+    _publish(tmp_path)
+    os.link(tmp_path / "part-00000.h5", tmp_path / "cached")
+    record = _publish(tmp_path, data=b"other boxes")
+    assert (tmp_path / "cached").read_bytes() == b"boxes"
+    assert read_records(tmp_path) == [record] and verify_files(tmp_path, record, checksums=True)
+
+
+def test_a_part_without_its_file_can_not_be_published(tmp_path: Path) -> None:
+    with pytest.raises(HarcacheError, match=r"part 3: .*x.partial is missing"):
+        publish(tmp_path, tmp_path, 3, OUTCOMES, {tmp_path / "x.partial": tmp_path / "x"})
+    assert _names(tmp_path) == []
+
+
+_KILLED_PUBLISH = """
+import os, signal, sys
+from pathlib import Path
+from pipeline import parts
+def die(*_): os.kill(os.getpid(), signal.SIGKILL)
+setattr(parts, sys.argv[2], die)
+folder = Path(sys.argv[1])
+(folder / "new.partial").write_bytes(b"new boxes")
+parts.publish(folder, folder, 0, (), {folder / "new.partial": folder / "part-00000.h5"})
+"""
+
+
+@pytest.mark.parametrize("step", ["remove_part", "commit_file", "flush_folder", "write_atomically"])
+def test_a_kill_while_a_part_is_replaced_leaves_the_old_part_or_none(tmp_path: Path, step: str) -> None:
+    old = _publish(tmp_path)
+    killed = subprocess.run([sys.executable, "-c", _KILLED_PUBLISH, str(tmp_path), step], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    records = read_records(tmp_path)
+    assert records == ([old] if step == "remove_part" else [])
+    assert all(verify_files(tmp_path, record, checksums=True) for record in records)
+
+
+def test_a_removed_part_is_gone_and_its_neighbour_is_not(tmp_path: Path) -> None:
+    _publish(tmp_path, 0)
+    kept = _publish(tmp_path, 1)
+    remove_part(tmp_path, tmp_path, 0)
+    assert read_records(tmp_path) == [kept]
+    assert _names(tmp_path) == ["part-00001.h5", "part-00001.json"]
+
+
+def test_a_part_that_is_not_there_can_not_be_removed(tmp_path: Path) -> None:
+    with pytest.raises(HarcacheError, match="part 4 has no record"):
+        remove_part(tmp_path, tmp_path, 4)
+
+
+def test_a_missing_folder_has_no_records(tmp_path: Path) -> None:
+    assert read_records(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"part"', '"prt"', r"part-00000.json is no readable record \('part'\)"),
+        ('"format": 1', '"format": 2', "format 2: this version reads 1"),
+        ('"status"', '"state"', "is no readable record"),
+        ("}", "", "is no readable record"),
+        ('"part": 0', '"part": 1', "part-00000.json is the record of part 1"),
+    ],
+)
+def test_a_damaged_record_fails_and_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+    _publish(tmp_path)
+    path = tmp_path / "part-00000.json"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(HarcacheError, match=message):
+        read_records(tmp_path)
+
+
+def test_a_cut_or_missing_file_makes_its_part_unsound(tmp_path: Path) -> None:
+    sound = _publish(tmp_path, 0)
+    _publish(tmp_path, 1)
+    _publish(tmp_path, 2)
+    (tmp_path / "part-00001.h5").write_bytes(b"box")
+    (tmp_path / "part-00002.h5").unlink()
+    assert sound_records(tmp_path, tmp_path) == [sound]
+    assert _names(tmp_path) == ["part-00000.h5", "part-00000.json"]
+
+
+def test_a_flipped_bit_is_found_by_the_checksum_alone(tmp_path: Path) -> None:
+    record = _publish(tmp_path)
+    (tmp_path / "part-00000.h5").write_bytes(b"boxer")
+    assert verify_files(tmp_path, record)
+    assert not verify_files(tmp_path, record, checksums=True)
+
+
+_HOLD_LOCK = """
+import sys, time
+from pathlib import Path
+from pipeline.parts import dataset_lock
+with dataset_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_told_who_holds_the_lock_and_a_dead_one_holds_none(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD_LOCK, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(HarcacheError, match=f"is in use by process {holder.pid} on "),
+            dataset_lock(tmp_path),
+        ):
+            pass
+        holder.kill()
+    with dataset_lock(tmp_path):
+        assert f"process {os.getpid()} on" in (tmp_path / ".lock").read_text()
+    with dataset_lock(tmp_path):
+        pass
