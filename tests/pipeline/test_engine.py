@@ -1,0 +1,244 @@
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.clips import Clip
+from pipeline.engine import Engine, Report
+from pipeline.errors import HarcacheError
+from pipeline.plan import Unit
+from pipeline.progress import progress
+
+
+def _unit(part: int) -> Unit:
+    names = [f"clip{part}{letter}" for letter in "abcd"]
+    clips = tuple(Clip(name, f"{name}.mp4", 0, 5, 240, 320, 30.0, 1, 1, "ff") for name in names)
+    return Unit(part, clips, ("1",) * 4)
+
+
+UNITS = [_unit(part) for part in range(6)]
+
+
+def count(unit: Unit, folder: Path) -> Report:
+    with (folder / f"{unit.part}").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    return Report(unit.part, ok=3, failed=1, frames=20, seconds={"decode": 0.5})
+
+
+def fail_on_2(unit: Unit, folder: Path) -> Report:
+    if unit.part == 2:
+        (folder / "failed-2").open("a").write("x")
+        raise ValueError("no such\nframe")
+    return count(unit, folder)
+
+
+def refuse(unit: Unit, folder: Path) -> Report:
+    raise HarcacheError("weights demo are missing; fetch them")
+
+
+def exit_on_1_and_be_killed_on_3(unit: Unit, folder: Path) -> Report:
+    with (folder / f"tries-{unit.part}").open("a") as file:
+        file.write("x")
+    if unit.part == 1:
+        os._exit(3)
+    if unit.part == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return count(unit, folder)
+
+
+def die_once(unit: Unit, folder: Path) -> Report:
+    flag = folder / f"died-{unit.part}"
+    if unit.part == 4 and not flag.exists():
+        flag.touch()
+        time.sleep(1)  # the others' results are fetched by then
+        os._exit(3)
+    return count(unit, folder)
+
+
+def die_again_after_15_seconds(unit: Unit, folder: Path) -> Report:
+    first = folder / "first-death"
+    if first.exists():
+        time.sleep(max(0.0, first.stat().st_mtime + 14.8 - time.time()))
+    else:
+        first.touch()
+    os._exit(3)
+
+
+def report_threads(unit: Unit, folder: Path) -> Report:
+    return Report(unit.part, ok=int(os.environ["OMP_NUM_THREADS"]))
+
+
+def sleep_long(unit: Unit, folder: Path) -> Report:
+    (folder / f"{unit.part}").write_text(str(os.getpid()))
+    time.sleep(120)
+    return Report(unit.part, ok=0)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Engine]:
+    with Engine(workers=2) as engine:
+        yield engine
+
+
+@pytest.fixture(params=["here", "dask"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    return Engine(workers=0) if request.param == "here" else request.getfixturevalue("cluster")
+
+
+def test_every_unit_runs_once_and_reports_in_order(engine: Engine, tmp_path: Path) -> None:
+    reports = engine.run(count, UNITS[::-1], tmp_path, "detect")
+    assert [report.part for report in reports] == list(range(6))
+    assert reports[0] == Report(0, ok=3, failed=1, frames=20, seconds={"decode": 0.5})
+    assert sorted(p.name for p in tmp_path.iterdir()) == list("012345")
+    assert all(len(path.read_text().split()) == 1 for path in tmp_path.iterdir())
+
+
+def test_an_exception_is_raised_by_name_after_the_others_are_done(
+    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    message = (
+        r"detect: 1 of 6 parts could not be made. part 2 \(clips clip2a, clip2b, clip2c and 1 more\): "
+        r"ValueError: no such frame. The other parts are kept; run again"
+    )
+    with pytest.raises(HarcacheError, match=message) as caught:
+        engine.run(fail_on_2, UNITS, tmp_path, "detect")
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert {str(part) for part in (0, 1, 3, 4, 5)} < {p.name for p in tmp_path.iterdir()}
+    assert (tmp_path / "failed-2").read_text() == "x"
+    assert "in fail_on_2" in caplog.text
+
+
+def test_an_error_meant_for_the_user_keeps_its_words_and_shows_no_traceback(
+    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(
+        HarcacheError, match=r"6 of 6 .*: weights demo are missing; .* and 1 more, named above"
+    ):
+        engine.run(refuse, UNITS, tmp_path, "pose")
+    assert "Traceback" not in caplog.text and "clip5a" in caplog.text
+
+
+def test_units_that_kill_their_workers_are_tried_twice_and_named_and_stop_no_others(
+    cluster: Engine, tmp_path: Path
+) -> None:
+    with pytest.raises(HarcacheError, match="2 of 6 parts could not be made") as caught:
+        cluster.run(exit_on_1_and_be_killed_on_3, UNITS, tmp_path, "detect")
+    for part in (1, 3):
+        assert f"part {part} (clips clip{part}a" in str(caught.value)
+        assert (tmp_path / f"tries-{part}").read_text() == "xx"
+    assert "its worker process died twice" in str(caught.value)
+    assert {"0", "2", "4", "5"} < {p.name for p in tmp_path.iterdir()}
+
+
+def test_a_unit_whose_worker_dies_once_is_done_by_another_and_the_rest_is_not_done_again(
+    cluster: Engine, tmp_path: Path
+) -> None:
+    units = [_unit(part) for part in (0, 1, 2, 3, 5, 6, 7, 4)]
+    assert [report.part for report in cluster.run(die_once, units, tmp_path, "detect")] == list(range(8))
+    assert (tmp_path / "died-4").exists()
+    assert all(len((tmp_path / f"{part}").read_text().split()) == 1 for part in range(8))
+
+
+# Takes the 15 seconds after which Dask looks whether a worker that died has come back.
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_a_worker_that_dies_again_much_later_is_still_replaced(tmp_path: Path) -> None:
+    with Engine(workers=1) as engine:
+        with pytest.raises(HarcacheError, match="its worker process died twice"):
+            engine.run(die_again_after_15_seconds, UNITS[:1], tmp_path, "detect")
+        time.sleep(1)
+        assert len(engine.run(count, UNITS, tmp_path, "detect")) == 6
+
+
+def test_workers_share_the_cores_among_them(cluster: Engine, tmp_path: Path) -> None:
+    from dask.system import CPU_COUNT
+
+    (report,) = cluster.run(report_threads, UNITS[:1], tmp_path, "detect")
+    assert report.ok == max(1, CPU_COUNT // 2)
+
+
+def test_a_running_scheduler_is_used_by_its_address(cluster: Engine, tmp_path: Path) -> None:
+    cluster.run(count, UNITS[:1], tmp_path, "detect")
+    assert cluster._client is not None
+    with Engine(scheduler=cluster._client.scheduler.address) as second:
+        assert len(second.run(count, UNITS[1:], tmp_path, "detect")) == 5
+    assert len(cluster.run(count, UNITS[:1], tmp_path, "detect")) == 1
+
+
+def test_a_scheduler_that_is_not_there_fails() -> None:
+    with (
+        Engine(scheduler="no-protocol://nowhere:1") as engine,
+        pytest.raises(HarcacheError, match="no Dask scheduler answers at no-protocol://nowhere:1"),
+    ):
+        engine.run(count, UNITS, None, "detect")
+
+
+def test_a_run_without_units_starts_nothing() -> None:
+    code = (
+        "import sys; from pipeline.engine import Engine\n"
+        "with Engine() as engine: assert engine.run(print, [], None, 'detect') == []\n"
+        "assert not {'dask', 'distributed', 'rich'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_negative_number_of_workers_fails() -> None:
+    with pytest.raises(HarcacheError, match="workers is -1: expected 0"):
+        Engine(workers=-1)
+
+
+_ORPHAN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_engine as t
+if __name__ == "__main__":
+    with t.Engine(workers=1) as engine:
+        engine.run(t.sleep_long, t.UNITS[:1], Path(sys.argv[2]), "detect")
+"""
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(_ORPHAN)
+    command = [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path)]
+    with subprocess.Popen(command) as main:
+        worker = int(_eventually(lambda: (tmp_path / "0").read_text() if (tmp_path / "0").exists() else ""))
+        main.kill()
+    assert _eventually(lambda: not _is_running(worker))
+
+
+def _eventually(condition: Callable[[], Any]) -> Any:
+    """Return the first true value of the condition, or its last one after half a minute."""
+    deadline = time.monotonic() + 30
+    while not (value := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return value
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_progress_is_a_line_on_stderr_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(10, "detect", done=4) as display:
+        display.advance(5, failed=2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("detect: 9/10 clips, ") and err.endswith(", 2 failed\n")
+
+
+def test_a_loop_that_does_nothing_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(10, "detect", done=10):
+        logging.getLogger(__name__).debug("nothing to do")
+    assert capsys.readouterr().err == ""
