@@ -1,0 +1,224 @@
+"""Frames of a video in order, and what a file holds without believing what its header says.
+
+Decoding always starts at the first frame: slower than seeking for a clip late in a long video, but frame
+numbers are exact and damage is found. Seeking by time gives neither.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import cast
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from pipeline.errors import HarcacheError, did_you_mean
+from pipeline.files import commit_file, digest_of
+
+__all__ = ["Probe", "VideoError", "probe", "read_frames", "write_video"]
+
+_ADVICE = "copy the file again from its source or remove it"
+# Containers round their duration and may not state how long the last frame lasts.
+_DURATION_SLACK = 0.5  # seconds
+_QUALITY_OPTIONS = {"libx264": ("crf",), "mpeg4": ("qmin", "qmax")}
+
+
+class VideoError(HarcacheError):
+    """A video that can't be read, or not as far as it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What one file holds: counted frames, pixels of a shown frame, bytes, and a digest of the whole file."""
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+    size: int
+    mtime_ns: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Packets:
+    count: int
+    shown: int
+    damaged: bool
+    end: float  # seconds
+
+
+def probe(path: Path) -> Probe:
+    """Count the frames of a video and measure it; decodes one frame where the container lists its packets.
+
+    The digest is BLAKE2b with 128 bits, in hexadecimal digits. Containers without such a list (Matroska,
+    MPEG, WMV) are decoded whole, since a packet of theirs may hold no frame to show.
+
+    Raises VideoError for a file that is missing, empty, not a video, without a video stream, or cut short.
+    """
+    # The digest reads the file first, so that demuxing finds it in the page cache: one read from the disk.
+    stat, digest = _stat_and_digest(path)
+    if stat.st_size == 0:
+        raise VideoError(f"{path} is empty (0 bytes): {_ADVICE}")
+    with _opened(path) as (container, stream):
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        packets = _count_packets(container, stream)
+        indexed = len(stream.index_entries)
+        _check_whole(path, packets, indexed, _stated_seconds(container, stream))
+    frames = packets.shown if packets.count == indexed else _count_decoded(path)
+    height, width = _first_frame_size(path)
+    return Probe(frames, height, width, fps, stat.st_size, stat.st_mtime_ns, digest)
+
+
+def read_frames(path: Path, start: int, end: int, threads: int = 1) -> Iterator[np.ndarray]:
+    """Yield the frames ``start`` to ``end - 1`` as (H, W, 3) uint8 RGB, turned as a player shows them.
+
+    Raises VideoError when the video ends before ``end``, when a frame is damaged, and when a frame's size
+    differs from the first one's. Frames before ``start`` are decoded too, so damage there is an error.
+    """
+    number, first_size = -1, None
+    # One for all frames: making a converter costs as much as decoding a small frame.
+    reformatter = VideoReformatter()
+    with _opened(path, threads) as (container, stream):
+        for number, frame in enumerate(islice(_decoded(path, container, stream), end)):
+            size = (frame.height, frame.width)
+            first_size = first_size or size
+            if size != first_size:
+                raise VideoError(
+                    f"{path}: frame {number} is {_by(size)} but frame 0 is {_by(first_size)}; "
+                    "encode the video again with one size"
+                )
+            if number >= start:
+                yield _image(frame, reformatter)
+    if number + 1 < end:
+        raise VideoError(f"{path}: decoded {number + 1} of {end} frames; {_ADVICE}")
+
+
+def write_video(
+    path: Path, frames: Iterable[np.ndarray], fps: int, codec: str = "libx264", crf: int = 18
+) -> None:
+    """Write (H, W, 3) uint8 RGB frames of even height and width as yuv420p; the suffix chooses the container.
+
+    ``crf`` is the rate factor of libx264 (0 best, 51 worst), or the quantiser of mpeg4 (1 best, 31 worst).
+    With mpeg4 the same frames give the same bytes; libx264's differ a little from call to call. The file
+    appears under its name only when it is whole.
+    """
+    if codec not in _QUALITY_OPTIONS:
+        raise VideoError(f"codec '{codec}' is not supported. {did_you_mean(codec, _QUALITY_OPTIONS)}")
+    images = iter(frames)
+    first = next(images, None)
+    if first is None or first.shape[0] % 2 or first.shape[1] % 2:
+        found = "no frames" if first is None else _by(first.shape[:2])
+        raise VideoError(f"{path}: can't write {found}; expected frames of even width and height")
+    # The suffix must stay, since it chooses the container; a dot hides the file from the dataset layouts.
+    partial = path.with_name(f".partial-{path.name}")
+    with av.open(partial, "w", options={"fflags": "+bitexact"}) as container:
+        options = {name: str(crf) for name in _QUALITY_OPTIONS[codec]}
+        if codec == "libx264":
+            options["preset"] = "veryfast"  # seven times as quick as its default, for larger files
+        stream = cast(VideoStream, container.add_stream(codec, fps, options | {"flags": "+bitexact"}))
+        stream.height, stream.width = first.shape[:2]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for image in chain([first], images):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    commit_file(partial, path)
+
+
+def _stat_and_digest(path: Path) -> tuple[os.stat_result, str]:
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()), digest_of(file)
+    except OSError as error:
+        raise VideoError(f"{path} can't be read ({error.strerror}): check the path and its rights") from error
+
+
+@contextmanager
+def _opened(path: Path, threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
+    try:
+        with av.open(path, metadata_errors="replace") as container:
+            # The cover picture of a sound file counts as a video stream.
+            streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+            if not streams:
+                raise VideoError(f"{path} has no video stream: remove it or give a file with pictures")
+            streams[0].codec_context.thread_count = threads
+            yield container, streams[0]
+    except av.FFmpegError as error:
+        raise VideoError(f"{path} is no video or its end is missing ({error.strerror}): {_ADVICE}") from error
+
+
+def _decoded(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+    number = 0
+    try:
+        for frame in container.decode(stream):
+            if frame.is_corrupt:
+                raise VideoError(f"{path}: frame {number} is damaged; {_ADVICE}")
+            yield frame
+            number += 1
+    except av.FFmpegError as error:
+        raise VideoError(
+            f"{path}: damaged after {number} decoded frames ({error.strerror}); {_ADVICE}"
+        ) from error
+
+
+def _count_packets(container: InputContainer, stream: VideoStream) -> _Packets:
+    count, shown, damaged, end = 0, 0, False, 0.0
+    for packet in container.demux():
+        if packet.size == 0:
+            continue
+        if packet.pts is not None:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream.index == stream.index:
+            count += 1
+            shown += not packet.is_discard
+            damaged |= packet.is_corrupt
+    return _Packets(count, shown, damaged, end)
+
+
+def _stated_seconds(container: InputContainer, stream: VideoStream) -> float:
+    # The duration of an AVI file without its index is a guess from the bytes that are left.
+    if container.format.name == "avi" and stream.average_rate:
+        return float(stream.frames / stream.average_rate)
+    return (container.duration or 0) / av.time_base
+
+
+def _check_whole(path: Path, packets: _Packets, indexed: int, seconds: float) -> None:
+    if packets.count == 0:
+        raise VideoError(f"{path} holds no frames: {_ADVICE}")
+    if packets.count < indexed:
+        raise VideoError(f"{path} is cut short: it holds {packets.count} of {indexed} frames; {_ADVICE}")
+    if packets.damaged or packets.end < seconds - _DURATION_SLACK:
+        raise VideoError(
+            f"{path} is cut short: it ends after {packets.end:.1f} of {seconds:.1f} s; {_ADVICE}"
+        )
+
+
+def _count_decoded(path: Path) -> int:
+    with _opened(path) as (container, stream):
+        return sum(1 for _ in _decoded(path, container, stream))
+
+
+def _first_frame_size(path: Path) -> tuple[int, int]:
+    with _opened(path) as (container, stream):
+        frame = next(_decoded(path, container, stream), None)
+    if frame is None:
+        raise VideoError(f"{path} holds no frames that can be decoded: {_ADVICE}")
+    turned = frame.rotation % 180 != 0
+    return (frame.width, frame.height) if turned else (frame.height, frame.width)
+
+
+def _image(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
+    image = reformatter.reformat(frame, format="rgb24").to_ndarray()
+    return np.ascontiguousarray(np.rot90(image, frame.rotation // 90)) if frame.rotation else image
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return f"{size[1]}x{size[0]}"
