@@ -1,0 +1,195 @@
+"""The demo: a dataset drawn from a seed, named as NTU RGB+D is, so that NTU's protocols apply to it.
+
+Its truth (boxes and keypoints) lies beside the videos for the evaluation; no other stage reads it.
+"""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from pipeline.clips import fingerprint
+from pipeline.datasets import figures, motion
+from pipeline.datasets.layout import Scan
+from pipeline.datasets.ntu import TRAIN_PERFORMERS, scan_ntu60
+from pipeline.errors import HarcacheError
+from pipeline.files import partial_path, write_if_changed
+from pipeline.params import IndexParams
+from pipeline.progress import progress
+from pipeline.video import write_video
+
+__all__ = ["DemoSpec", "Truth", "generate_demo", "object_pairs", "read_truth", "scan_demo"]
+
+_FPS = 30
+_SHORTEST, _LONGEST = 28, 60  # frames; many have fewer than the 48 of the paper's samples
+_SIZES = ((240, 320), (288, 352), (272, 480), (240, 426), (320, 320))  # height, width
+_SETUPS = 3  # rooms before each camera; all actions are in all of them, so a room tells nothing
+_RECORD = "demo.json"
+_TRUTH = "truth.npz"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class DemoSpec:
+    """What the demo holds: every action by every performer before every camera, ``repetitions`` times."""
+
+    seed: int = 0
+    performers: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 14)  # NTU's X-Sub tests 3, 6 and 7 of them
+    cameras: int = 3
+    repetitions: int = 1
+    actions: tuple[int, ...] = tuple(motion.ACTIONS)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.actions) - set(motion.ACTIONS))
+        if unknown or not self.actions:
+            raise HarcacheError(
+                f"the demo has no actions {unknown}: expected some of 1 to {len(motion.ACTIONS)}"
+            )
+        if not 1 <= self.cameras <= 3 or not self.performers or min(self.performers) < 1:
+            raise HarcacheError(
+                f"the demo was asked for performers {self.performers} and {self.cameras} cameras: "
+                "expected numbers from 1 and 1 to 3"
+            )
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What was drawn, in pixels: boxes (M, T, 4) float32 x1 y1 x2 y2, keypoints (M, T, 17, 2) float32."""
+
+    boxes: np.ndarray
+    keypoints: np.ndarray
+
+
+def scan_demo(root: Path, params: IndexParams) -> Scan:
+    """Read the names as NTU's; the labels count the demo's own actions."""
+    found = scan_ntu60(root, params)
+    ours = tuple(entry for entry in found.entries if dict(entry.labels)["xsub"] < len(motion.ACTIONS))
+    others = tuple((e.video, "action is not in the demo") for e in found.entries if e not in ours)
+    names = tuple(motion.ACTIONS.values())
+    return replace(
+        found, entries=ours, classes=dict.fromkeys(found.classes, names), left_out=found.left_out + others
+    )
+
+
+def object_pairs() -> tuple[tuple[int, int], ...]:
+    """Return the pairs of labels (from 0) whose motion is the same and whose held object differs."""
+    held = sorted(motion.HELD)
+    return tuple((a - 1, b - 1) for a, b in zip(held[::2], held[1::2], strict=True))
+
+
+def generate_demo(root: Path, spec: DemoSpec, workers: int | None = None) -> int:
+    """Draw and encode the videos and the truth into ``root``; return how many videos were made.
+
+    What an earlier call with the same ``spec`` made stays; one with another is an error. The same spec gives
+    the same frames everywhere, and the same bytes where the encoder's build is the same.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    record = json.dumps({"format": _FORMAT, **asdict(spec)}, sort_keys=True, indent=1) + "\n"
+    _check_record(root / _RECORD, record)
+    # Before any video: what an interrupted call left must not be taken for another demo's.
+    write_if_changed(root / _RECORD, record.encode())
+    clips = list(_clips(spec))
+    missing = [clip for clip in clips if not _video_path(root, clip).exists()]
+    if missing:
+        # Fresh processes: a fork after other libraries started threads may hang.
+        fresh = multiprocessing.get_context("spawn")
+        with (
+            progress(len(clips), "demo", done=len(clips) - len(missing)) as bar,
+            ProcessPoolExecutor(workers or os.cpu_count(), fresh) as pool,
+        ):
+            for _ in pool.map(partial(_encode, root, spec), missing):
+                bar.advance()
+    if missing or not (root / _TRUTH).exists():
+        _write_truth(root / _TRUTH, spec, clips)
+    return len(missing)
+
+
+def read_truth(root: Path) -> dict[str, Truth] | None:
+    """Return the truth of each clip by id, or None where ``root`` holds none (every real dataset)."""
+    path = root / _TRUTH
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        ids = {name.split("/")[0] for name in arrays.files}
+        return {id_: Truth(arrays[f"{id_}/boxes"], arrays[f"{id_}/keypoints"]) for id_ in sorted(ids)}
+
+
+@dataclass(frozen=True)
+class _DemoClip:
+    setup: int
+    camera: int
+    performer: int
+    repetition: int
+    action: int
+
+    @property
+    def id(self) -> str:
+        return f"S{self.setup:03}C{self.camera:03}P{self.performer:03}R{self.repetition:03}A{self.action:03}"
+
+
+def _clips(spec: DemoSpec) -> Iterator[_DemoClip]:
+    cameras, repetitions = range(1, spec.cameras + 1), range(1, spec.repetitions + 1)
+    for performer, camera, repetition, action in product(spec.performers, cameras, repetitions, spec.actions):
+        yield _DemoClip(1 + performer % _SETUPS, camera, performer, repetition, action)
+
+
+def _check_record(path: Path, record: str) -> None:
+    if path.exists() and path.read_text() != record:
+        raise HarcacheError(
+            f"{path.parent} holds a demo made with other settings ({fingerprint(path.read_text())[:8]} where "
+            f"{fingerprint(record)[:8]} was expected): give another folder or remove this one"
+        )
+
+
+def _video_path(root: Path, clip: _DemoClip) -> Path:
+    return root / f"{clip.id}_rgb.mp4"
+
+
+def _scene(spec: DemoSpec, clip: _DemoClip) -> figures.Scene:
+    # The actions of an object pair share the state that makes the motion, and with it motion and length.
+    held = sorted(motion.HELD)
+    moves_as = held[held.index(clip.action) // 2 * 2] if clip.action in motion.HELD else clip.action
+    take = (spec.seed, clip.setup, clip.camera, clip.performer, clip.repetition)
+    motion_rng = np.random.default_rng((*take, moves_as, 0))
+    view_rng = np.random.default_rng((*take, clip.action, 1))
+    num_frames = int(motion_rng.integers(_SHORTEST, _LONGEST + 1))
+    performers = [clip.performer]
+    if clip.action in motion.TWO_PERSONS:
+        performers.append(_partner(spec, clip.performer))
+    looks = tuple(motion.make_look(np.random.default_rng((spec.seed, p, 2))) for p in performers)
+    room_rng = np.random.default_rng((spec.seed, clip.setup, clip.camera, 3))
+    room = figures.make_room(_SIZES[room_rng.integers(len(_SIZES))], room_rng)
+    return figures.make_scene(clip.action, clip.camera, looks, num_frames, room, motion_rng, view_rng)
+
+
+def _partner(spec: DemoSpec, performer: int) -> int:
+    """The next performer on the same side of X-Sub, so that nobody of the test is seen in training."""
+    train = TRAIN_PERFORMERS[60]
+    same = [p for p in spec.performers if (p in train) == (performer in train)]
+    return same[(same.index(performer) + 1) % len(same)]
+
+
+def _encode(root: Path, spec: DemoSpec, clip: _DemoClip) -> None:
+    cv2.setNumThreads(1)
+    scene = _scene(spec, clip)
+    frames = (figures.render(scene, t) for t in range(scene.joints.shape[1]))
+    # MPEG-4 part 2, as NTU's own files: libx264 does not give the same bytes every time.
+    write_video(_video_path(root, clip), frames, _FPS, "mpeg4", 3)
+
+
+def _write_truth(path: Path, spec: DemoSpec, clips: list[_DemoClip]) -> None:
+    arrays = {}
+    for clip in clips:
+        arrays[f"{clip.id}/boxes"], arrays[f"{clip.id}/keypoints"] = figures.scene_truth(_scene(spec, clip))
+    temporary = partial_path(path)
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    temporary.replace(path)

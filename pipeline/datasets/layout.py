@@ -1,0 +1,84 @@
+"""What every dataset layout gives: entries before their videos are opened, and why files were left out.
+
+Finding files is apart from reading them, so that a layout is a few pure lines on paths and names.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["VIDEO_SUFFIXES", "Entry", "Scan", "distinct", "find_videos"]
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".wmv"})
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A clip as its name or a table tells it; ``end`` None means the whole video.
+
+    ``video`` is relative to the dataset's folder, with ``/``. ``labels`` are (protocol, class number from 0),
+    ``splits`` are (protocol, "train", "val" or "test").
+    """
+
+    id: str
+    video: str
+    start: int = 0
+    end: int | None = None
+    subject: int | None = None
+    camera: int | None = None
+    setup: int | None = None
+    repetition: int | None = None
+    labels: tuple[tuple[str, int], ...] = ()
+    splits: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """Entries sorted by id, class names of each protocol, and (path, why) of each video left out."""
+
+    entries: tuple[Entry, ...]
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    left_out: tuple[tuple[str, str], ...] = ()
+
+
+def find_videos(root: Path) -> list[str]:
+    """Return the videos under ``root`` by their suffix, as sorted paths relative to it, with ``/``.
+
+    Follows links to folders. Hidden files and folders don't count: they are other programs' leftovers.
+    """
+    return sorted(
+        (folder / name).relative_to(root).as_posix()
+        for folder, names in _walk(root)
+        for name in names
+        if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES
+    )
+
+
+def distinct(entries: Iterable[Entry]) -> tuple[tuple[Entry, ...], tuple[tuple[str, str], ...]]:
+    """Sort by id and keep the first video of each id; the others come back as (path, why).
+
+    So do names that are not UTF-8, since no table could hold them.
+    """
+    kept: dict[str, Entry] = {}
+    left_out = []
+    for entry in sorted(entries, key=lambda e: (e.id, e.video)):
+        readable = entry.video.encode(errors="backslashreplace").decode()
+        if readable != entry.video:
+            left_out.append((readable, "file name is not UTF-8; rename it"))
+            continue
+        first = kept.setdefault(entry.id, entry)
+        if first is not entry:
+            left_out.append((entry.video, f"has the id {entry.id} of {first.video}; rename one of them"))
+    return tuple(kept.values()), tuple(left_out)
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    seen = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        # A link to a folder above would otherwise be followed without end.
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            yield Path(folder), names
+        seen.add(real)

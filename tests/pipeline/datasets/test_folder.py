@@ -1,0 +1,183 @@
+import os
+from pathlib import Path, PurePosixPath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.clips import Clip
+from pipeline.datasets import Scan, scan
+from pipeline.datasets.folder import _ids_of, scan_folder
+from pipeline.datasets.layout import VIDEO_SUFFIXES
+from pipeline.errors import HarcacheError
+from pipeline.params import IndexParams
+
+
+def _touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def _table(root: Path, text: str, **params: float) -> Scan:
+    (root / "clips.csv").write_text(text)
+    return scan_folder(root, IndexParams("folder", table="clips.csv", **params))  # type: ignore[arg-type]
+
+
+def _labels(found: Scan) -> dict[str, str | None]:
+    names = found.classes.get("default", ())
+    return {e.video: names[e.labels[0][1]] if e.labels else None for e in found.entries}
+
+
+def _splits(found: Scan) -> dict[str, str | None]:
+    return {e.id: dict(e.splits).get("default") for e in found.entries}
+
+
+def test_the_first_folder_on_the_path_is_the_class(tmp_path: Path) -> None:
+    _touch(
+        tmp_path, "walk/a.mp4", "walk/day 2/b.AVI", "run/c.mkv", "loose.webm", "walk/notes.txt", ".x/d.mp4"
+    )
+    _touch(tmp_path, "walk/._a.mp4")
+    found = scan("folder", tmp_path, IndexParams("folder"))
+    assert found.classes == {"default": ("run", "walk")}
+    assert _labels(found) == {
+        "loose.webm": None,
+        "run/c.mkv": "run",
+        "walk/a.mp4": "walk",
+        "walk/day 2/b.AVI": "walk",
+    }
+    assert [e.id for e in found.entries] == ["loose", "run__c", "walk__a", "walk__day_2__b"]
+    assert _splits(found)["loose"] is None
+
+
+def test_a_folder_without_classes_has_clips_without_labels(tmp_path: Path) -> None:
+    _touch(tmp_path, *(f"clip{suffix}{suffix}" for suffix in VIDEO_SUFFIXES))
+    found = scan("folder", tmp_path, IndexParams("folder"))
+    assert len(found.entries) == len(VIDEO_SUFFIXES)
+    assert found.classes == {}
+    assert set(_splits(found).values()) == {None}
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    _touch(tmp_path, "elsewhere/a.mp4", "videos/run/b.mp4")
+    (tmp_path / "videos" / "walk").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "videos")
+    found = scan("folder", tmp_path / "videos", IndexParams("folder"))
+    assert _labels(found) == {"run/b.mp4": "run", "walk/a.mp4": "walk"}
+
+
+def test_a_table_gives_labels_splits_and_subjects(tmp_path: Path) -> None:
+    text = (
+        "path, label, split, subject, note\nx/a.mp4, walk, train, 3, fine\n./b.mp4, run, val, ,\nc.mp4,,,4,\n"
+    )
+    found = _table(tmp_path, "\ufeff" + text)
+    assert _labels(found) == {"x/a.mp4": "walk", "b.mp4": "run", "c.mp4": None}
+    assert _splits(found) == {"b": "val", "c": None, "x__a": "train"}
+    assert {e.id: e.subject for e in found.entries} == {"b": None, "c": 4, "x__a": 3}
+
+
+def test_labels_that_are_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
+    found = _table(tmp_path, "path,label\na.mp4,10\nb.mp4,9\nc.mp4,0\n")
+    assert found.classes == {"default": ("0", "9", "10")}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\na.mp4,x\n", "no column 'path'.*Columns found: file, label"),
+        ("", "no column 'path'.*Columns found: none"),
+        ("path,label\na.mp4,x\na.mp4,y\n", "line 3: a.mp4 is listed twice"),
+        ("path,label\n../a.mp4,x\n", "line 2: path '../a.mp4': expected a path under the folder"),
+        ("path,label\n/a.mp4,x\n", "line 2: path '/a.mp4': expected a path under the folder"),
+        ("path,label\n,x\n", "line 2: path '': expected a path under the folder"),
+        ("path,label\na.mp4\n", "line 2: wrong number of columns"),
+        ("path,label\na.mp4,x,y\n", "line 2: wrong number of columns"),
+        ("path,label,split\na.mp4,x,trian\n", "line 2: split 'trian' is unknown. Did you mean 'train'"),
+        ("path,label,subject\na.mp4,x,Ann\n", "line 2: subject 'Ann': expected a whole number"),
+    ],
+)
+def test_a_wrong_table_is_an_error_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(HarcacheError, match=message):
+        _table(tmp_path, text)
+
+
+def test_a_missing_table_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(HarcacheError, match=r"clips\.csv is missing: expected a CSV table"):
+        scan_folder(tmp_path, IndexParams("folder", table="clips.csv"))
+
+
+@given(st.integers(0, 5), st.floats(0.05, 0.95), st.lists(st.integers(1, 30), min_size=1, max_size=4))
+def test_every_class_has_its_share_in_the_test(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, ratio: float, sizes: list[int]
+) -> None:
+    rows = [f"{c}/{i}.mp4,class{c}" for c, size in enumerate(sizes) for i in range(size)]
+    found = _table(
+        tmp_path_factory.mktemp("t"), "path,label\n" + "\n".join(rows), test_ratio=ratio, seed=seed
+    )
+    for number, size in enumerate(sizes):
+        test = sum(_splits(found)[f"{number}__{i}"] == "test" for i in range(size))
+        assert abs(test - ratio * size) <= 1
+        assert size == 1 or 0 < test < size
+
+
+@given(st.integers(0, 20), st.floats(0.05, 0.95))
+def test_a_subject_is_never_in_training_and_test(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, ratio: float
+) -> None:
+    rows = [f"{s}_{i}.mp4,class{i},{s}" for s in range(6) for i in range(4)]
+    text = "path,label,subject\n" + "\n".join(rows)
+    found = _table(tmp_path_factory.mktemp("t"), text, test_ratio=ratio, seed=seed)
+    sides = {s: {_splits(found)[f"{s}_{i}"] for i in range(4)} for s in range(6)}
+    assert all(len(side) == 1 for side in sides.values())
+    assert {"train", "test"} == set.union(*sides.values())  # type: ignore[comparison-overlap]
+
+
+def test_the_split_follows_the_seed_alone(tmp_path: Path) -> None:
+    rows = [f"{i}.mp4,walk" for i in range(40)]
+    first = _splits(_table(tmp_path, "path,label\n" + "\n".join(rows)))
+    again = _splits(_table(tmp_path, "path,label\n" + "\n".join(reversed(rows))))
+    other = _splits(_table(tmp_path, "path,label\n" + "\n".join(rows), seed=1))
+    assert first == again != other
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_characters="/\\\0,\n\r", exclude_categories=["Cs"]), min_size=1))
+)
+def test_every_path_gives_an_id_that_a_clip_may_have(parts: list[str]) -> None:
+    video = PurePosixPath(*[part for part in parts if part not in (".", "..")], "a.mp4").as_posix()
+    (name,) = _ids_of([video]).values()
+    Clip(name, video, 0, 1, 1, 1, 1.0, 1, 1, "0" * 32)
+
+
+def test_videos_that_differ_in_their_suffix_alone_are_both_kept(tmp_path: Path) -> None:
+    _touch(tmp_path, "run/a.mp4", "run/a.avi", "run/b.mp4")
+    found = scan("folder", tmp_path, IndexParams("folder"))
+    assert [e.id for e in found.entries] == ["run__a.avi", "run__a.mp4", "run__b"]
+
+
+def test_two_videos_of_one_id_are_not_mixed_up(tmp_path: Path) -> None:
+    _touch(tmp_path, "run/a.mp4", "run__a.mp4")
+    found = scan("folder", tmp_path, IndexParams("folder"))
+    assert [e.video for e in found.entries] == ["run/a.mp4"]
+    assert found.left_out == (("run__a.mp4", "has the id run__a of run/a.mp4; rename one of them"),)
+
+
+def test_a_name_that_is_not_utf8_is_left_out(tmp_path: Path) -> None:
+    _touch(tmp_path, "run/a.mp4")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/run/caf\xe9.mp4")).touch()
+    found = scan("folder", tmp_path, IndexParams("folder"))
+    assert [e.video for e in found.entries] == ["run/a.mp4"]
+    assert found.left_out == (("run/caf\\udce9.mp4", "file name is not UTF-8; rename it"),)
+
+
+def test_an_empty_or_missing_folder_is_an_error(tmp_path: Path) -> None:
+    _touch(tmp_path, "notes.txt")
+    with pytest.raises(HarcacheError, match="has no videos for the layout 'folder'"):
+        scan("folder", tmp_path, IndexParams("folder"))
+    with pytest.raises(HarcacheError, match="nowhere is not a folder: put the dataset's videos there"):
+        scan("folder", tmp_path / "nowhere", IndexParams("folder"))
+
+
+def test_an_unknown_layout_is_an_error_with_the_nearest_name(tmp_path: Path) -> None:
+    with pytest.raises(HarcacheError, match=r"layout 'foldr' is unknown\. Did you mean 'folder'"):
+        scan("foldr", tmp_path, IndexParams("foldr"))

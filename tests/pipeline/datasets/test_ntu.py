@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.datasets import Scan, scan
+from pipeline.datasets.ntu import CLASSES, TRAIN_PERFORMERS, parse_ntu_name
+from pipeline.errors import HarcacheError
+from pipeline.params import IndexParams
+
+
+def _scan(root: Path, layout: str, *names: str) -> Scan:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return scan(layout, root, IndexParams(layout))
+
+
+@given(*[st.integers(1, 999)] * 5, st.sampled_from(["", "_rgb"]))
+def test_every_name_gives_back_its_numbers(s: int, c: int, p: int, r: int, a: int, end: str) -> None:
+    assert parse_ntu_name(f"S{s:03}C{c:03}P{p:03}R{r:03}A{a:03}{end}") == (s, c, p, r, a)
+
+
+@pytest.mark.parametrize(
+    "stem",
+    ["S001C001P001R001A000", "S001C001P001R001A001_depth", "s001c001p001r001a001", "S1C1P1R1A1", "holiday"],
+)
+def test_another_name_is_not_taken_for_one(stem: str) -> None:
+    assert parse_ntu_name(stem) is None
+
+
+def test_a_name_tells_all_about_a_clip_of_ntu60(tmp_path: Path) -> None:
+    (entry,) = _scan(tmp_path, "ntu60", "nturgb+d_rgb/S017C002P003R002A060_rgb.avi").entries
+    assert (entry.id, entry.video) == ("S017C002P003R002A060", "nturgb+d_rgb/S017C002P003R002A060_rgb.avi")
+    assert (entry.setup, entry.camera, entry.subject, entry.repetition) == (17, 2, 3, 2)
+    assert (entry.start, entry.end) == (0, None)
+    assert dict(entry.labels) == {"xsub": 59, "xview": 59}
+    assert dict(entry.splits) == {"xsub": "test", "xview": "train"}
+
+
+@pytest.mark.parametrize(("camera", "split"), [(1, "test"), (2, "train"), (3, "train")])
+def test_the_first_camera_is_the_test_of_the_cross_view_protocol(
+    tmp_path: Path, camera: int, split: str
+) -> None:
+    (entry,) = _scan(tmp_path, "ntu60", f"S001C00{camera}P001R001A001_rgb.avi").entries
+    assert dict(entry.splits) == {"xsub": "train", "xview": split}
+
+
+@pytest.mark.parametrize(("setup", "split"), [(1, "test"), (18, "train"), (32, "train"), (31, "test")])
+def test_even_setups_train_in_the_cross_setup_protocol(tmp_path: Path, setup: int, split: str) -> None:
+    (entry,) = _scan(tmp_path, "ntu120", f"S{setup:03}C001P103R001A120_rgb.avi").entries
+    assert dict(entry.labels) == {"xsub": 119, "xset": 119}
+    assert dict(entry.splits) == {"xsub": "train", "xset": split}
+
+
+def test_half_of_the_performers_train_in_both_datasets() -> None:
+    assert (len(TRAIN_PERFORMERS[60]), len(TRAIN_PERFORMERS[120])) == (20, 53)
+    assert max(TRAIN_PERFORMERS[60]) <= 40
+    assert max(TRAIN_PERFORMERS[120]) <= 106
+
+
+def test_every_action_has_a_name_of_its_own(tmp_path: Path) -> None:
+    assert len(set(CLASSES)) == len(CLASSES) == 120
+    assert (CLASSES[0], CLASSES[42], CLASSES[59]) == ("drink water", "falling down", "walking apart")
+    assert (CLASSES[60], CLASSES[119]) == ("put on headphone", "rock-paper-scissors")
+    classes = _scan(tmp_path, "ntu60", "S001C001P001R001A001_rgb.avi").classes
+    assert classes == {"xsub": CLASSES[:60], "xview": CLASSES[:60]}
+
+
+def test_videos_that_are_not_of_the_dataset_are_left_out_and_named(tmp_path: Path) -> None:
+    names = ("S001C001P001R001A001_rgb.avi", "S018C001P001R001A001_rgb.avi", "S001C001P001R001A061_rgb.avi")
+    found = _scan(tmp_path, "ntu60", *names, "holiday.mp4", "copy/S001C001P001R001A001_rgb.avi", "notes.txt")
+    assert [entry.id for entry in found.entries] == ["S001C001P001R001A001"]
+    reasons = dict(found.left_out)
+    assert set(reasons) == {*names[1:], "holiday.mp4", "copy/S001C001P001R001A001_rgb.avi"}
+    assert reasons["holiday.mp4"] == "name is not like S001C001P001R001A001_rgb.avi"
+    assert reasons[names[1]] == "setup 18, action 1 is not in NTU RGB+D 60"
+    double = reasons["copy/S001C001P001R001A001_rgb.avi"]
+    assert double == f"has the id S001C001P001R001A001 of {names[0]}; rename one of them"
+
+
+def test_entries_do_not_depend_on_the_order_of_the_files(tmp_path: Path) -> None:
+    names = [f"S00{s}C001P00{p}R001A001_rgb.avi" for s in (2, 1) for p in (3, 1, 2)]
+    ids = [entry.id for entry in _scan(tmp_path, "ntu120", *names).entries]
+    assert ids == sorted(ids)
+    assert len(ids) == 6
+
+
+def test_a_folder_without_ntu_names_is_an_error_that_shows_one(tmp_path: Path) -> None:
+    with pytest.raises(
+        HarcacheError, match=r"no videos for the layout 'ntu60' \(1 left out, first: a\.mp4 name"
+    ):
+        _scan(tmp_path, "ntu60", "a.mp4")
