@@ -1,0 +1,141 @@
+"""Promises of cache.sampling: test samples as published, train samples pure, stored frames even."""
+
+import hashlib
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache.sampling import (
+    clip_rng,
+    rgb_positions,
+    stored_frames,
+    uniform_sample_test,
+    uniform_sample_train,
+)
+from pipeline.errors import HarcacheError
+
+frames = st.integers(1, 3000)
+
+
+def released_test_sample(n: int, length: int, clips: int) -> np.ndarray:
+    """The rules of the released sampler, written out clip by clip on NumPy's global legacy generator."""
+    state = np.random.get_state()
+    np.random.seed(255)
+    rows = []
+    for clip in range(clips):
+        if n < length:
+            start = clip if n < clips else clip * n // clips
+            taken = [start + i for i in range(length)]
+        elif n < 2 * length:
+            grows = set(np.random.choice(length + 1, n - length, replace=False).tolist())
+            offset, taken = 0, []
+            for i in range(length):
+                offset += i in grows
+                taken.append(i + offset)
+        else:
+            edges = [i * n // length for i in range(length + 1)]
+            sizes = np.array([b - a for a, b in pairwise(edges)])
+            taken = [a + int(d) for a, d in zip(edges, np.random.randint(sizes), strict=False)]
+        rows.append([i % n for i in taken])
+    np.random.set_state(state)
+    return np.array(rows)
+
+
+def test_the_test_sample_is_the_released_one_for_every_length_to_300():
+    for n in range(1, 301):
+        np.testing.assert_array_equal(uniform_sample_test(n, 48), released_test_sample(n, 48, 1))
+
+
+@given(n=frames, length=st.sampled_from([1, 8, 16, 48, 100]), clips=st.sampled_from([1, 3, 10]))
+def test_the_test_sample_is_the_released_one_for_any_clip_length_and_number_of_clips(n, length, clips):
+    np.testing.assert_array_equal(
+        uniform_sample_test(n, length, clips), released_test_sample(n, length, clips)
+    )
+
+
+def test_the_test_sample_never_changes_with_a_new_numpy():
+    digest = hashlib.blake2b(digest_size=8)
+    for n in range(1, 400):
+        digest.update(uniform_sample_test(n, 48, 10).astype("<i8").tobytes())
+    assert digest.hexdigest() == "a41bfc5ac86d9557"
+
+
+def test_testing_neither_reads_nor_moves_the_global_generator():
+    np.random.seed(7)
+    expected = np.random.rand()
+    np.random.seed(7)
+    uniform_sample_test(300, 48)
+    assert np.random.rand() == expected
+
+
+@given(n=frames, length=st.integers(1, 120), seed=st.integers(0, 2**31), epoch=st.integers(0, 1000))
+def test_a_train_sample_is_valid_and_takes_at_most_one_frame_of_each_bin(n, length, seed, epoch):
+    taken = uniform_sample_train(n, length, clip_rng(seed, epoch, "clip"))
+    assert taken.shape == (length,)
+    assert taken.min() >= 0 and taken.max() < n
+    if n >= length:
+        assert (np.diff(taken) > 0).all()
+    else:
+        assert (np.diff(taken) % n == 1 % n).all()
+    if n >= 2 * length:
+        np.testing.assert_array_equal(((taken + 1) * length - 1) // n, np.arange(length))
+
+
+def test_a_train_sample_can_take_every_frame_of_a_clip():
+    for n in (20, 60, 100):
+        seen = {int(i) for e in range(300) for i in uniform_sample_train(n, 48, clip_rng(0, e, "a"))}
+        assert seen == set(range(n))
+
+
+@given(seed=st.integers(0, 2**63), epoch=st.integers(0, 10**6), clip=st.text())
+def test_a_clips_generator_depends_on_its_arguments_alone(seed, epoch, clip):
+    np.random.rand()
+    draws = clip_rng(seed, epoch, clip).random(4)
+    np.testing.assert_array_equal(draws, clip_rng(seed, epoch, clip).random(4))
+    for other in (
+        clip_rng(seed + 1, epoch, clip),
+        clip_rng(seed, epoch + 1, clip),
+        clip_rng(seed, epoch, clip + "x"),
+    ):
+        assert not np.array_equal(draws, other.random(4))
+
+
+@given(n=frames, most=st.integers(1, 500))
+def test_stored_frames_are_even_and_never_too_many(n, most):
+    rows = stored_frames(n, most)
+    assert len(rows) == min(n, most)
+    gaps = np.diff(np.concatenate([[-1 - rows[0]], rows, [2 * n - 1 - rows[-1]]]))
+    assert gaps.min() >= 1
+    assert gaps.max() - gaps.min() <= 2
+    np.testing.assert_array_equal(stored_frames(n), np.arange(n))
+
+
+def test_rgb_frames_are_every_third_of_the_48():
+    np.testing.assert_array_equal(rgb_positions(48, 16), np.arange(0, 48, 3))
+    np.testing.assert_array_equal(rgb_positions(32, 16), np.arange(0, 32, 2))
+
+
+def test_rgb_frames_that_do_not_divide_the_sample_are_refused():
+    with pytest.raises(HarcacheError, match="48 frames cannot give 15 RGB frames"):
+        rgb_positions(48, 15)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: stored_frames(0),
+        lambda: uniform_sample_test(0, 48),
+        lambda: uniform_sample_train(0, 48, clip_rng(0, 0, "a")),
+    ],
+)
+def test_an_empty_clip_is_refused(draw):
+    with pytest.raises(HarcacheError, match="a clip of 0 frames cannot be sampled"):
+        draw()
+
+
+def test_storing_no_frames_is_refused():
+    with pytest.raises(HarcacheError, match="max_frames is 0"):
+        stored_frames(10, 0)
