@@ -1,0 +1,22 @@
+"""Networks, and the pretrained models behind them; nothing here knows of stages or of a dataset's files.
+
+The names below load their modules when first used, since PyTorch alone takes seconds to import.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__all__ = ["EPAMNet", "PoseXShiftNet", "RGBXShiftNet", "load_released_checkpoint"]
+
+_MODULES = {
+    "EPAMNet": "models.epam_net",
+    "PoseXShiftNet": "models.xshiftnet",
+    "RGBXShiftNet": "models.xshiftnet",
+    "load_released_checkpoint": "models.checkpoints",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'models' has no attribute '{name}'")
+    return getattr(import_module(_MODULES[name]), name)

@@ -1,0 +1,207 @@
+"""Networks to files and back, and the way in for weights that others trained and published.
+
+A checkpoint names its network and the arguments that build it, so that a file is enough to go on from. Files
+are read without running any code in them, and a checksum finds damage that PyTorch's own format lets pass.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.epam_net import EPAMNet
+from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
+from pipeline.errors import HarcacheError, did_you_mean
+
+__all__ = [
+    "NETWORKS",
+    "Checkpoint",
+    "build_network",
+    "load_checkpoint",
+    "load_network",
+    "load_released_checkpoint",
+    "save_checkpoint",
+]
+
+NETWORKS: Mapping[str, type[nn.Module]] = {
+    "epam_net": EPAMNet,
+    "pose_xshiftnet": PoseXShiftNet,
+    "rgb_xshiftnet": RGBXShiftNet,
+}
+"""Every network that can be built by name."""
+
+_FORMAT = "harcache-checkpoint-1"
+_LISTED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a checkpoint file holds; ``extra`` is whatever its writer added, such as the epoch."""
+
+    network: str
+    config: dict[str, Any]
+    classes: tuple[str, ...]
+    state_dict: dict[str, Tensor]
+    extra: dict[str, Any]
+
+
+def build_network(name: str, config: Mapping[str, Any]) -> nn.Module:
+    """Return a fresh network by its name in ``NETWORKS`` and the arguments of its constructor.
+
+    Raises:
+        HarcacheError: there is no such network, or it does not take these arguments.
+    """
+    if name not in NETWORKS:
+        raise HarcacheError(f"there is no network '{name}'. {did_you_mean(name, NETWORKS)}")
+    try:
+        return NETWORKS[name](**config)
+    except TypeError as error:
+        raise HarcacheError(f"the network '{name}' cannot be built from {dict(config)}: {error}") from error
+
+
+def save_checkpoint(
+    path: Path, network: nn.Module, classes: Sequence[str] = (), extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write a network of this package to ``path``, whole or not at all.
+
+    ``classes`` are the names of its outputs in order; ``extra`` holds plain values: numbers, text, lists,
+    dicts.
+    """
+    names = {kind: name for name, kind in NETWORKS.items()}
+    content = {
+        "format": _FORMAT,
+        "network": names[type(network)],
+        "config": network.config,
+        "classes": list(classes),
+        "state_dict": {name: value.detach().cpu().clone() for name, value in network.state_dict().items()},
+        "extra": dict(extra or {}),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        torch.save(content | {"digest": _digest(content)}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint that ``save_checkpoint`` wrote; its tensors are on the CPU.
+
+    Raises:
+        HarcacheError: the file is missing, damaged, or no checkpoint of this format.
+    """
+    content = _read(path)
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise HarcacheError(
+            f"{path} is no harcache checkpoint (its format is {found}, expected '{_FORMAT}'); "
+            f"load released EPAM-Net weights with load_released_checkpoint, or train again"
+        )
+    digest = content.pop("digest", None)
+    try:
+        if digest != _digest(content):
+            raise HarcacheError(f"{path} is damaged: its weights do not match their checksum; copy it again")
+        return Checkpoint(
+            content["network"],
+            content["config"],
+            tuple(content["classes"]),
+            content["state_dict"],
+            content["extra"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise HarcacheError(f"{path} is damaged: {error!r} in its content; copy it again") from error
+
+
+def load_network(path: Path) -> tuple[nn.Module, Checkpoint]:
+    """Build the network of a checkpoint with its weights, on the CPU and in training mode.
+
+    Raises:
+        HarcacheError: as ``load_checkpoint``, or the weights do not fit the network.
+    """
+    checkpoint = load_checkpoint(path)
+    network = build_network(checkpoint.network, checkpoint.config)
+    _load_strictly(network, checkpoint.state_dict, path)
+    return network, checkpoint
+
+
+def load_released_checkpoint(network: nn.Module, path: Path) -> None:
+    """Load weights in the format of the released EPAM-Net implementation into a network of the same kind.
+
+    The file holds a state dict, bare or under ``model_state_dict`` or ``state_dict``, whose names may start
+    with ``module.``; weights of 3-D convolutions over one frame become 2-D.
+
+    Raises:
+        HarcacheError: the file is missing or damaged, or names or shapes differ; the message lists them.
+    """
+    content = _read(path)
+    for key in ("model_state_dict", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise HarcacheError(f"{path} holds no state dict; give the file that the released training wrote")
+    own = network.state_dict()
+    state = {name.removeprefix("module."): value for name, value in content.items()}
+    _load_strictly(network, {name: _flat(value, own.get(name)) for name, value in state.items()}, path)
+
+
+def _flat(value: Tensor, own: Tensor | None) -> Tensor:
+    """Drop the time axis of a convolution over one frame, where the network's own weight has none."""
+    flat = own is not None and own.ndim == 4 and value.ndim == 5 and value.shape[2] == 1
+    return value.squeeze(2) if flat else value
+
+
+def _load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    own = network.state_dict()
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+            for name, value in own.items()
+            if name in state and state[name].shape != value.shape
+        ],
+    }
+    if any(problems.values()):
+        listed = "; ".join(
+            f"{len(names)} {what}: {_first(names)}" for what, names in problems.items() if names
+        )
+        raise HarcacheError(
+            f"{path} does not fit this {type(network).__name__}: {listed}; "
+            f"build the network with the checkpoint's kind, number of classes, width and blocks"
+        )
+    network.load_state_dict(state)
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise HarcacheError(f"there is no checkpoint {path}; train it first or give another path") from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise HarcacheError(
+            f"{path} cannot be read as a checkpoint of plain weights ({reason}); copy it again"
+        ) from error
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """Hash everything that a checkpoint says, by name, shape and value, not by how the file lays it out."""
+    digest = hashlib.blake2b(digest_size=16)
+    described = {key: value for key, value in content.items() if key != "state_dict"}
+    digest.update(json.dumps(described, sort_keys=True, default=str).encode())
+    for name, value in sorted(content["state_dict"].items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
