@@ -1,0 +1,229 @@
+"""What the stages that build parts share: plan, run the units, record how every clip ended.
+
+A stage gives what it wants of each clip and a function that makes one part; the rest is here, once.
+"""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.clips import Clip, fingerprint
+from pipeline.engine import Engine, Report
+from pipeline.errors import HarcacheError
+from pipeline.outcomes import Counts, check_max_failed, write_counts, write_failures
+from pipeline.parts import Outcome, Record, publish, read_records, remove_part, sound_records
+from pipeline.plan import Unit, Wanted, plan
+from stages.workspace import Workspace
+
+__all__ = [
+    "CLIPS_PER_PART",
+    "Inputs",
+    "Parts",
+    "Timer",
+    "batches",
+    "build_parts",
+    "ended",
+    "finish",
+    "inputs_from",
+    "part_file",
+    "parts_of",
+    "process_clips",
+    "publish_part",
+]
+
+# Parts of the small stages: few enough clips that losing a unit costs a minute, enough that files stay few.
+CLIPS_PER_PART = 32
+
+_Result = TypeVar("_Result")
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an earlier stage holds: the fingerprint of each clip that ended well there, and the others.
+
+    ``skipped``: an outcome for each clip that did not end well. ``token`` is another one whenever the earlier
+    stage's parts are.
+    """
+
+    fingerprints: Mapping[str, str]
+    skipped: tuple[Outcome, ...]
+    token: str
+
+
+@dataclass
+class Timer:
+    """Seconds by kind of work: ``with timer("decode"): ...``."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def __call__(self, kind: str) -> Iterator[None]:
+        """Add the time that the block takes to ``kind``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[kind] += time.perf_counter() - start
+
+    def iterate(self, kind: str, items: Iterator[_Item]) -> Iterator[_Item]:
+        """Pass ``items`` on and add the time spent waiting for each to ``kind``."""
+        while True:
+            with self(kind):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+
+
+def batches(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
+    """Cut ``items`` into lists of ``size``, the last one shorter."""
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+def part_file(folder: Path, part: int) -> Path:
+    """Return the HDF5 file of a part."""
+    return folder / f"part-{part:05d}.h5"
+
+
+def inputs_from(folder: Path, clips: Sequence[Clip]) -> Inputs:
+    """Read what the earlier stage that writes parts into ``folder`` holds of ``clips``.
+
+    Raises HarcacheError when a clip has no outcome at all: that stage has not run over this manifest.
+    """
+    records = sound_records(folder, folder)
+    found = {outcome.id: outcome for outcome in ended(records)}
+    absent = [clip.id for clip in clips if clip.id not in found]
+    if absent:
+        raise HarcacheError(
+            f"{folder} lacks {len(absent)} of {len(clips)} clips, first '{absent[0]}'; run its stage first"
+        )
+    wanted = [found[clip.id] for clip in clips]
+    return Inputs(
+        {one.id: one.fingerprint for one in wanted if one.status == "ok"},
+        tuple(
+            Outcome(o.id, "skipped", "", f"{o.status} in {folder.name}") for o in wanted if o.status != "ok"
+        ),
+        fingerprint([record.files for record in records]),
+    )
+
+
+@lru_cache(maxsize=2)
+def parts_of(folder: Path, token: str) -> Mapping[str, Path]:
+    """Return the HDF5 part of each clip in ``folder``; read once a process and ``token`` (see `Inputs`)."""
+    return {
+        outcome.id: part_file(folder, record.part)
+        for record in read_records(folder)
+        for outcome in record.outcomes
+    }
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a stage shall hold: the wanted clips, in parts of at most ``capacity`` in ``folder``.
+
+    ``records``: where the parts' records lie.
+    """
+
+    stage: str
+    folder: Path
+    records: Path
+    wanted: Sequence[Wanted]
+    capacity: int = CLIPS_PER_PART
+
+
+def build_parts(
+    parts: Parts, process: Callable[[Unit, Any], Report], context: Any, engine: Engine, retry_failed: bool
+) -> list[Record]:
+    """Make the parts that are missing or stale, each by ``process``, and return the records of all."""
+    parts.folder.mkdir(parents=True, exist_ok=True)
+    planned = plan(parts.wanted, sound_records(parts.folder, parts.records), parts.capacity, retry_failed)
+    for part in planned.remove:
+        remove_part(parts.folder, parts.records, part)
+    kept = sum(len(record.outcomes) for record in planned.keep)
+    reports = engine.run(process, planned.make, context, parts.stage, clips_done=kept)
+    print(_summary(parts.stage, kept, reports))
+    return sound_records(parts.folder, parts.records)
+
+
+def process_clips(
+    unit: Unit, work: Callable[[Clip], _Result], length: Callable[[_Result], int] = lambda _: 0
+) -> tuple[dict[str, _Result], list[Outcome]]:
+    """Do ``work`` for each clip of the unit; a HarcacheError fails that clip alone.
+
+    Returns the results by clip id, and an outcome for every clip; ``length`` tells the rows that a result
+    takes in the part, one clip after the other.
+    """
+    results: dict[str, _Result] = {}
+    outcomes = []
+    start = 0
+    for clip, inputs in zip(unit.clips, unit.fingerprints, strict=True):
+        try:
+            result = work(clip)
+        except HarcacheError as error:
+            outcomes.append(Outcome(clip.id, "failed", inputs, str(error)))
+            continue
+        rows = length(result)
+        results[clip.id] = result
+        outcomes.append(Outcome(clip.id, "ok", inputs, "", start, rows))
+        start += rows
+    return results, outcomes
+
+
+def publish_part(
+    folder: Path,
+    records: Path,
+    unit: Unit,
+    outcomes: Sequence[Outcome],
+    files: Mapping[Path, Path],
+    timer: Timer,
+) -> Report:
+    """Commit what a unit wrote and report on it."""
+    with timer("write"):
+        publish(folder, records, unit.part, outcomes, files)
+    counted = Counter(outcome.status for outcome in outcomes)
+    frames = sum(clip.frames for clip in unit.clips)
+    return Report(
+        unit.part, counted["ok"], counted["skipped"], counted["failed"], frames, dict(timer.seconds)
+    )
+
+
+def ended(records: Sequence[Record]) -> list[Outcome]:
+    """Return how every clip of the records ended."""
+    return [outcome for record in records for outcome in record.outcomes]
+
+
+def finish(stage: str, workspace: Workspace, outcomes: Sequence[Outcome], ok: int = 0) -> Counts:
+    """Write and print how the stage's clips ended, and raise HarcacheError when too many failed.
+
+    ``outcomes`` are all clips but for ``ok`` more that ended well.
+    """
+    by_status = Counter(outcome.status for outcome in outcomes)
+    counts = Counts(ok + by_status["ok"], by_status["skipped"], by_status["failed"])
+    write_failures(workspace.failures(stage), outcomes)
+    write_counts(workspace.counts(stage), counts.ok, counts.skipped, counts.failed)
+    print(
+        f"{stage}: {counts.ok} ok, {counts.skipped} skipped, {counts.failed} failed of {counts.total} clips"
+    )
+    check_max_failed(stage, counts, workspace.max_failed, workspace.failures(stage))
+    return counts
+
+
+def _summary(stage: str, kept: int, reports: Sequence[Report]) -> str:
+    if not reports:
+        return f"{stage}: nothing to do, {kept} clips are there"
+    seconds: Counter[str] = Counter()
+    for report in reports:
+        seconds.update(report.seconds)
+    whole = sum(seconds.values()) or 1.0
+    shares = ", ".join(f"{kind} {spent / whole:.0%}" for kind, spent in seconds.most_common())
+    frames = sum(report.frames for report in reports)
+    rate = frames / whole
+    return f"{stage}: {len(reports)} parts, {frames} frames, {rate:.0f} a second a worker ({shares})"

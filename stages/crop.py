@@ -1,0 +1,153 @@
+"""Crop: one square box a clip, which holds every kept person of every frame, in ``crops.csv``.
+
+One box for the whole clip keeps the motion of the persons in the picture (EPAM-Net, section 3); a box a frame
+would follow them and lose it.
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cache.annotations import read_poses
+from pipeline.clips import Clip, fingerprint, read_manifest
+from pipeline.engine import Engine
+from pipeline.errors import HarcacheError
+from pipeline.files import write_if_changed
+from pipeline.outcomes import Counts
+from pipeline.params import CropParams, DatasetParams
+from pipeline.parts import Outcome
+from pipeline.progress import progress
+from stages.building import finish, inputs_from, parts_of
+from stages.workspace import Workspace
+
+__all__ = ["Crop", "global_box", "read_crops", "run"]
+
+_COLUMNS = ("id", "x1", "y1", "x2", "y2", "source", "fingerprint")
+_LEAST_EXTENT = 10.0  # pixels; persons smaller than that are no persons (released code)
+WHOLE_IMAGE = "whole image"
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """The crop of a clip: x1 y1 x2 y2 in pixels of the source frame, x2 and y2 excluded.
+
+    ``source`` is "persons", or "whole image: ..." with the reason where no box could be made.
+    """
+
+    id: str
+    box: tuple[int, int, int, int]
+    source: str
+    fingerprint: str
+
+
+def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
+    """Box every clip that has poses. Light enough to run here, without workers."""
+    clips = read_manifest(workspace.manifest)
+    detected = inputs_from(workspace.detections, clips)
+    # What the pose stage skipped is in no part of it.
+    inputs = inputs_from(workspace.poses, [clip for clip in clips if clip.id in detected.fingerprints])
+    skipped = [*detected.skipped, *inputs.skipped]
+    known = read_crops(workspace.crops) if workspace.crops.exists() else {}
+    crops: list[Crop] = []
+    outcomes: list[Outcome] = []
+    with progress(len(clips), "crop", done=len(skipped)) as bar:
+        for clip in (clip for clip in clips if clip.id in inputs.fingerprints):
+            current = fingerprint("crop", inputs.fingerprints[clip.id], params.crop.fingerprint)
+            try:
+                crops.append(
+                    _crop(clip, current, known, parts_of(workspace.poses, inputs.token), params.crop)
+                )
+                outcomes.append(Outcome(clip.id, "ok", current))
+            except HarcacheError as error:
+                outcomes.append(Outcome(clip.id, "failed", current, str(error)))
+            bar.advance(1, failed=outcomes[-1].status == "failed")
+    _write_crops(workspace.crops, crops)
+    whole = sum(crop.source != "persons" for crop in crops)
+    print(f"crop: {whole} of {len(crops)} boxes are the whole image")
+    return finish("crop", workspace, [*outcomes, *skipped])
+
+
+def global_box(
+    keypoints: np.ndarray, image_size: tuple[int, int], padding: float = 0.25, fit: str = "clip"
+) -> tuple[int, int, int, int]:
+    """Return the square box around all keypoints of a clip: x1 y1 x2 y2, whole pixels of the frame.
+
+    ``keypoints``: (M, T, K, 2) pixels; a coordinate that is 0 or NaN does not count. ``image_size``: height,
+    width. The half extents grow by the part ``padding``, and the shorter side to the longer. What leaves the
+    image is cut off with ``fit`` "clip" and stays with "pad". The box is the whole image when the keypoints'
+    extent is under 10 pixels in x or y, and when the box misses the image. Source, but for such a miss:
+    EPAM-Net, section 3, and its released code.
+    """
+    height, width = image_size
+    coordinates = np.nan_to_num(np.asarray(keypoints, dtype=np.float64)).reshape(-1, 2)
+    low, high = np.full(2, np.inf), np.full(2, -np.inf)
+    for axis in (0, 1):
+        counted = coordinates[coordinates[:, axis] != 0, axis]
+        low[axis], high[axis] = counted.min(initial=np.inf), counted.max(initial=-np.inf)
+    if not (high - low >= _LEAST_EXTENT).all():
+        return 0, 0, width, height
+    center, half = (low + high) / 2, ((high - low) / 2 * (1 + padding)).max()
+    x1, y1, x2, y2 = (int(edge) for edge in (*(center - half), *(center + half)))
+    inside = max(0, x1), max(0, y1), min(width, x2), min(height, y2)
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+        return 0, 0, width, height
+    return inside if fit == "clip" else (x1, y1, x2, y2)
+
+
+def read_crops(path: Path) -> dict[str, Crop]:
+    """Read ``crops.csv`` as {clip id: crop}; raises HarcacheError, with the line, where it can't be read."""
+    if not path.is_file():
+        raise HarcacheError(f"{path} is missing; run the crop stage, which writes it")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        try:
+            if tuple(rows.fieldnames or ()) != _COLUMNS:
+                raise ValueError(f"expected the columns {','.join(_COLUMNS)}")
+            return {row["id"]: _crop_from_row(row) for row in rows}
+        except (ValueError, csv.Error) as error:
+            raise HarcacheError(
+                f"{path}, line {rows.line_num}: {error}; delete it and run the crop stage again"
+            ) from error
+
+
+def _crop_from_row(row: Mapping[str, str]) -> Crop:
+    if None in row or None in row.values():
+        raise ValueError("wrong number of columns")
+    x1, y1, x2, y2 = (int(row[name]) for name in ("x1", "y1", "x2", "y2"))
+    if x1 >= x2 or y1 >= y2:
+        raise ValueError(f"the box {x1} {y1} {x2} {y2} is empty")
+    return Crop(row["id"], (x1, y1, x2, y2), row["source"], row["fingerprint"])
+
+
+def _write_crops(path: Path, crops: Sequence[Crop]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    writer.writerows((crop.id, *crop.box, crop.source, crop.fingerprint) for crop in crops)
+    write_if_changed(path, text.getvalue().encode())
+
+
+def _crop(
+    clip: Clip, current: str, known: Mapping[str, Crop], parts: Mapping[str, Path], params: CropParams
+) -> Crop:
+    if clip.id in known and known[clip.id].fingerprint == current:
+        return known[clip.id]
+    keypoints, scores = read_poses(parts[clip.id], clip.id)
+    counted = np.where((scores >= params.min_score)[..., None], keypoints, np.nan)
+    size = (clip.height, clip.width)
+    box = global_box(counted, size, params.padding, params.fit)
+    return Crop(clip.id, box, _source(keypoints, counted, box, size), current)
+
+
+def _source(
+    keypoints: np.ndarray, counted: np.ndarray, box: tuple[int, int, int, int], size: tuple[int, int]
+) -> str:
+    if not np.isfinite(keypoints).any():
+        return f"{WHOLE_IMAGE}: nobody found"
+    if not np.isfinite(counted).any():
+        return f"{WHOLE_IMAGE}: no keypoint scores enough"
+    return f"{WHOLE_IMAGE}: persons fill or miss it" if box == (0, 0, size[1], size[0]) else "persons"

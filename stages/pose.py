@@ -1,0 +1,156 @@
+"""Pose: the keypoints of the persons who matter in each clip, linked over time, in HDF5 parts.
+
+Persons are linked by their boxes before any pose is estimated, so the network sees only those that are kept.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from cache.annotations import read_detections, write_poses
+from models.pose_estimators import PoseEstimator, load_pose_estimator
+from models.weights import find_config, find_weights
+from pipeline.clips import Clip, fingerprint, read_manifest
+from pipeline.engine import Engine, Report
+from pipeline.files import file_digest, partial_path
+from pipeline.outcomes import Counts
+from pipeline.params import DatasetParams, PoseParams
+from pipeline.plan import Unit, Wanted
+from pipeline.video import read_frames
+from stages.boxes import overlaps
+from stages.building import (
+    Parts,
+    Timer,
+    batches,
+    build_parts,
+    ended,
+    finish,
+    inputs_from,
+    part_file,
+    parts_of,
+    process_clips,
+    publish_part,
+)
+from stages.workspace import Workspace
+
+__all__ = ["Context", "link_persons", "process", "run"]
+
+_BATCH = 32  # frames
+_JOINTS = 17
+_LEAST_OVERLAP = 0.1  # intersection over union under which two boxes are two persons
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a unit needs beside its clips; ``token`` stands for the state of the detections."""
+
+    folder: Path
+    detections: Path
+    token: str
+    videos: Path
+    params: PoseParams
+    weights_dir: Path | None
+    device: str
+
+
+def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
+    """Estimate the poses of every clip whose persons were detected."""
+    clips = read_manifest(workspace.manifest)
+    # Fetched here once, before many workers do; other weights of the same name make other poses.
+    sources = [find_weights(params.pose.weights, workspace.weights_dir)]
+    if params.pose.backend == "mmpose":
+        sources.append(find_config(params.pose.config))
+    own = fingerprint("pose", params.pose.fingerprint, [file_digest(source) for source in sources])
+    inputs = inputs_from(workspace.detections, clips)
+    wanted = [
+        Wanted(clip, fingerprint(own, inputs.fingerprints[clip.id]))
+        for clip in clips
+        if clip.id in inputs.fingerprints
+    ]
+    context = Context(
+        workspace.poses,
+        workspace.detections,
+        inputs.token,
+        workspace.videos,
+        params.pose,
+        workspace.weights_dir,
+        workspace.device,
+    )
+    parts = Parts("pose", workspace.poses, workspace.poses, wanted)
+    records = build_parts(parts, process, context, engine, workspace.retry_failed)
+    return finish("pose", workspace, [*ended(records), *inputs.skipped])
+
+
+def process(unit: Unit, context: Context) -> Report:
+    """Make one part: the poses of its clips."""
+    estimator, timer = _estimator(context), Timer()
+    found, outcomes = process_clips(unit, lambda clip: _estimate(clip, context, estimator, timer))
+    final = part_file(context.folder, unit.part)
+    temporary = partial_path(final)
+    with timer("write"):
+        write_poses(temporary, found)
+    return publish_part(context.folder, context.folder, unit, outcomes, {temporary: final}, timer)
+
+
+def _estimate(
+    clip: Clip, context: Context, estimator: PoseEstimator, timer: Timer
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keypoints (M, T, 17, 2) and scores (M, T, 17) of the clip's persons."""
+    boxes = read_detections(parts_of(context.detections, context.token)[clip.id], clip.id)
+    links = link_persons(boxes, context.params.max_persons)
+    keypoints = np.full((*links.shape, _JOINTS, 2), np.nan, np.float32)
+    scores = np.zeros((*links.shape, _JOINTS), np.float32)
+    if not len(links):
+        return keypoints, scores
+    frames = timer.iterate("decode", read_frames(context.videos / clip.video, clip.start, clip.end))
+    first = 0
+    for batch in batches(frames, _BATCH):
+        there = [np.flatnonzero(links[:, first + i] >= 0) for i in range(len(batch))]
+        chosen = [boxes[first + i][links[who, first + i]] for i, who in enumerate(there)]
+        with timer("network"):
+            poses = estimator.estimate(batch, chosen)
+        for i, (who, pose) in enumerate(zip(there, poses, strict=True)):
+            keypoints[who, first + i], scores[who, first + i] = pose[..., :2], pose[..., 2]
+        first += len(batch)
+    return keypoints, scores
+
+
+def link_persons(boxes: Sequence[np.ndarray], max_persons: int) -> np.ndarray:
+    """Follow persons from frame to frame by the overlap of their boxes.
+
+    ``boxes``: a frame's (n, 5) x1 y1 x2 y2 score. Returns (M, T) int, the row of person m's box in frame t
+    or -1 where the person is not seen; M is at most ``max_persons``, the persons seen longest first. A person
+    who is lost takes up again with the box that overlaps where they were last seen.
+    """
+    tracks: list[np.ndarray] = []
+    last: list[np.ndarray] = []
+    for t, found in enumerate(boxes):
+        matched = _match(np.array(last).reshape(-1, 4), found[:, :4])
+        for box in range(len(found)):
+            if box not in matched:
+                matched[box] = len(tracks)
+                tracks.append(np.full(len(boxes), -1))
+                last.append(found[box, :4])
+            tracks[matched[box]][t] = box
+            last[matched[box]] = found[box, :4]
+    score = [float(sum(boxes[t][b, 4] for t, b in enumerate(track) if b >= 0)) for track in tracks]
+    seen = [int((track >= 0).sum()) for track in tracks]
+    order = sorted(range(len(tracks)), key=lambda m: (-seen[m], -score[m], m))[:max_persons]
+    return np.stack([tracks[m] for m in order]) if order else np.empty((0, len(boxes)), int)
+
+
+def _match(before: np.ndarray, now: np.ndarray) -> dict[int, int]:
+    """Return {row of ``now``: row of ``before``} of the pairs that together overlap most."""
+    overlap = overlaps(before, now)
+    rows, columns = linear_sum_assignment(-overlap)
+    return {int(c): int(r) for r, c in zip(rows, columns, strict=True) if overlap[r, c] >= _LEAST_OVERLAP}
+
+
+@lru_cache(maxsize=1)
+def _estimator(context: Context) -> PoseEstimator:
+    # One network a process: loading it costs more than a unit's work.
+    return load_pose_estimator(context.params, context.weights_dir, context.device)

@@ -1,0 +1,93 @@
+"""The shipped detector finds the demo's performers, frame by frame, and a bad video stops no other."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cache.annotations import read_detections
+from pipeline.clips import read_manifest, write_manifest
+from pipeline.datasets.demo import read_truth
+from pipeline.engine import Engine
+from pipeline.errors import HarcacheError
+from pipeline.outcomes import Counts, read_failures
+from pipeline.params import DatasetParams
+from stages import detect
+from stages.building import part_file
+from stages.evaluate import detection_quality
+from stages.workspace import Workspace
+
+
+def test_the_demos_figures_are_found(demo: Workspace) -> None:
+    truth = read_truth(demo.videos)
+    assert truth is not None
+    right, found, true = np.sum(
+        [
+            detection_quality(
+                read_detections(part_file(demo.detections, 0), name), list(known.boxes.swapaxes(0, 1))
+            )
+            for name, known in truth.items()
+        ],
+        axis=0,
+    )
+    assert right / true > 0.95
+    assert right / found > 0.95
+
+
+def test_every_frame_has_its_boxes_in_pixels_of_the_frame(demo: Workspace, params: DatasetParams) -> None:
+    for clip in read_manifest(demo.manifest):
+        found = read_detections(part_file(demo.detections, 0), clip.id)
+        assert len(found) == clip.frames
+        boxes = np.concatenate(found)
+        assert (boxes[:, :2] >= 0).all() and (boxes[:, :2] < boxes[:, 2:4]).all()
+        assert (boxes[:, 2:4] <= (clip.width, clip.height)).all()
+        assert (boxes[:, 4] >= params.detect.score).all()
+        assert max(map(len, found)) <= params.detect.max_persons
+
+
+def _run(params: DatasetParams, workspace: Workspace) -> Counts:
+    with Engine(workers=0) as engine:
+        return detect.run(params, workspace, engine)
+
+
+@pytest.fixture
+def short(own_demo: Workspace) -> Workspace:
+    """The tiny demo reduced to its two shortest clips, not detected yet."""
+    clips = sorted(read_manifest(own_demo.manifest), key=lambda clip: clip.frames)[:2]
+    write_manifest(own_demo.manifest, sorted(clips, key=lambda clip: clip.id))
+    for path in own_demo.detections.iterdir():
+        path.unlink()
+    return own_demo
+
+
+def test_boxes_depend_on_the_clip_alone_and_a_second_run_touches_nothing(
+    short: Workspace, demo: Workspace, params: DatasetParams
+) -> None:
+    assert _run(params, short) == Counts(2, 0, 0)
+    part = part_file(short.detections, 0)
+    for clip in read_manifest(short.manifest):
+        both = (read_detections(part, clip.id), read_detections(part_file(demo.detections, 0), clip.id))
+        for ours, among_others in zip(*both, strict=True):
+            np.testing.assert_array_equal(ours, among_others)
+    before = part.stat().st_mtime_ns
+    assert _run(params, short) == Counts(2, 0, 0)
+    assert part.stat().st_mtime_ns == before
+
+
+def test_a_video_cut_short_after_it_was_indexed_fails_alone(short: Workspace, params: DatasetParams) -> None:
+    broken, whole = read_manifest(short.manifest)
+    video = short.videos / broken.video
+    video.write_bytes(video.read_bytes()[:-500])
+    assert _run(params, short) == Counts(1, 0, 1)
+    ((name, status, reason),) = read_failures(short.failures("detect"))
+    assert (name, status) == (broken.id, "failed")
+    assert re.search(rf"{broken.id}_rgb\.mp4 is no video or its end is missing", reason)
+    assert len(read_detections(part_file(short.detections, 0), whole.id)) == whole.frames
+
+
+def test_unknown_weights_are_named_before_any_work(short: Workspace, params: DatasetParams) -> None:
+    unknown = replace(params, detect=replace(params.detect, weights="demo-yol"))
+    with pytest.raises(HarcacheError, match="weights 'demo-yol' are not in"):
+        _run(unknown, short)
+    assert list(short.detections.iterdir()) == []
