@@ -1,0 +1,40 @@
+# The README's commands. Each sets up what it needs: a virtual environment, uv in it, then everything else.
+
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+READY := $(VENV)/.ready
+
+export PATH := $(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: setup demo test lint weights clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade uv
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --editable ".[yolo,test,lint]" --constraints constraints.txt
+	touch $(READY)
+
+# Draws the demo's videos where they are missing, then builds what is out of date.
+demo: $(READY)
+	harcache demo
+	dvc repro evaluate@demo
+	dvc metrics show metrics/demo.json
+
+test: $(READY)
+	python -m pytest
+
+lint: $(READY)
+	ruff check .
+	ruff format --check .
+	mypy
+
+# The demo's small detector and pose network, from nothing; takes about two hours on two cores.
+weights: $(READY)
+	python scripts/train_demo_weights.py all
+
+clean:
+	rm -rf data metrics videos/demo dvc.lock
