@@ -295,6 +295,8 @@ def test_public_weights_are_missed_quickly_without_a_network(
     _change_params(detect={"weights": "yolo11n.pt"})
     monkeypatch.setenv("HARCACHE_WEIGHTS_DIR", str(project / "weights"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing answers there
+    # urllib remembers the proxies of its first call, which another test may have made.
+    monkeypatch.setattr("urllib.request._opener", None)
     _succeeded("index", "mine")
     message = _refusal("detect", "mine")
     assert re.match(r"weights yolo11n\.pt could not be fetched from https://\S+ \(.*refused.*\); ", message)
