@@ -149,6 +149,9 @@ def _opened(path: Path, threads: int = 1) -> Iterator[tuple[InputContainer, Vide
             streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
             if not streams:
                 raise VideoError(f"{path} has no video stream: remove it or give a file with pictures")
+            # An MP4 file that lost its index at the end may still be taken for a stream.
+            if streams[0].codec_context is None:
+                raise VideoError(f"{path} is no video or its end is missing (no decoder fits): {_ADVICE}")
             streams[0].codec_context.thread_count = threads
             yield container, streams[0]
     except av.FFmpegError as error:

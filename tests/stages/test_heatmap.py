@@ -163,7 +163,7 @@ def test_another_size_makes_the_store_anew(
 ) -> None:
     small = replace(params, heatmap=HeatmapParams(shard_rows=64, size=28))
     assert _run(small, own_demo) == Counts(6, 0, 0)
-    assert "It is made anew" in capsys.readouterr().out
+    assert "it is made anew" in capsys.readouterr().out
     store = cache.open(own_demo.heatmaps)
     assert {store.heatmaps(name).shape[1:] for name in store.ids} == {(17, 28, 28)}
     assert store.attributes["parameters"]["size"] == 28
@@ -212,6 +212,7 @@ def test_a_clip_without_a_crop_is_skipped(own_demo: Workspace, params: DatasetPa
 
 def test_a_clip_longer_than_a_shard_is_named(own_demo: Workspace, params: DatasetParams) -> None:
     longest = max(read_manifest(own_demo.manifest), key=lambda clip: clip.frames)
-    message = f"'{longest.id}' has 61 rows, a part takes 60: raise shard_rows, or store fewer frames"
+    rows = longest.frames - 1
+    message = f"'{longest.id}' has {rows + 1} rows, a part takes {rows}: raise shard_rows, or store fewer"
     with pytest.raises(HarcacheError, match=message):
-        _run(replace(params, heatmap=HeatmapParams(shard_rows=60, size=_SIZE)), own_demo)
+        _run(replace(params, heatmap=HeatmapParams(shard_rows=rows, size=_SIZE)), own_demo)
