@@ -124,6 +124,9 @@ def _write(path: Path, kind: str, **tables: np.ndarray) -> None:
             file.create_dataset(
                 name, data=table, chunks=chunks, maxshape=maxshape, fletcher32=True, track_times=False
             )
+            # Gives the table its place now. Left to the closing of its handle, the place would depend on who
+            # still holds the handle: the profiler in Dask workers does for a moment, and the bytes varied.
+            file.flush()
 
 
 @contextmanager

@@ -1,6 +1,9 @@
 """Boxes and keypoints: what goes in comes out, the same bytes every time, and no damage passes unseen."""
 
+import sys
+import threading
 import time
+from collections import deque
 
 import h5py
 import numpy as np
@@ -63,6 +66,26 @@ def test_the_same_input_gives_the_same_bytes_at_another_time(tmp_path):
         time.sleep(1.1)  # HDF5 counts its times in seconds
     for kind in ("boxes", "poses"):
         assert (tmp_path / f"first.{kind}").read_bytes() == (tmp_path / f"second.{kind}").read_bytes()
+
+
+def test_the_same_input_gives_the_same_bytes_under_a_profiler(tmp_path):
+    stopped, held = threading.Event(), deque(maxlen=4)
+
+    def sample() -> None:  # as Dask's workers do: what a frame refers to lives on while it is looked at
+        while not stopped.wait(1e-4):
+            held.append(sys._current_frames())
+
+    profiler = threading.Thread(target=sample)
+    profiler.start()
+    try:
+        found = set()
+        for _ in range(50):
+            write_detections(tmp_path / "part.h5", {"a": [np.zeros((2, 5), np.float32)]})
+            found.add((tmp_path / "part.h5").read_bytes())
+    finally:
+        stopped.set()
+        profiler.join()
+    assert len(found) == 1
 
 
 def test_no_flipped_bit_changes_a_value_unseen(tmp_path):
