@@ -347,11 +347,11 @@ def _draw_held(
     beyond = arm / max(float(np.hypot(*arm)), 1e-3)
     color, edge = scene.held_color, _darker(scene.held_color, 0.4)
     if scene.held == "ball":
-        center = joints[wrist] + beyond * 0.085 * scale
-        _disc(image, center, 0.085 * scale, edge)
-        _disc(image, center, 0.075 * scale, color)
+        center = joints[wrist] + beyond * 0.1 * scale
+        _disc(image, center, 0.1 * scale, edge)
+        _disc(image, center, 0.09 * scale, color)
         return
-    half = {"cup": (0.045, 0.055), "phone": (0.032, 0.075), "box": (0.08, 0.08)}[scene.held or "box"]
+    half = {"cup": (0.055, 0.07), "phone": (0.042, 0.095), "box": (0.095, 0.095)}[scene.held or "box"]
     center = joints[wrist] + beyond * max(half) * 0.9 * scale
     for grow, shade in ((0.01, edge), (0.0, color)):
         size = (np.array(half) + grow) * scale
