@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: setup demo test lint weights clean
+.PHONY: setup demo test lint bench weights clean
 
 setup: $(READY)
 

@@ -138,6 +138,11 @@ def train(network: str, **options: Any) -> None:
     _run("train", network, **options)
 
 
+@main.group()
+def bench() -> None:
+    """Measure on this machine, rivals side by side; docs/benchmarks.md has what was found."""
+
+
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("videos/demo"))
 @click.option("--seed", default=0)

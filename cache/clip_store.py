@@ -4,7 +4,6 @@ The stores stay plain Zarr v3; the writer streams rows instead of holding a whol
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
@@ -22,6 +21,7 @@ from cache.codecs import JpegCodec, encode_jpeg
 from cache.errors import CacheError, StaleStoreError
 from cache.shard_reader import CHECKSUM_BYTES, MISSING_CHUNK, ShardReader, checksum
 from pipeline.errors import did_you_mean
+from pipeline.files import flush, write_atomically
 
 __all__ = [
     "ArraySpec",
@@ -356,7 +356,7 @@ def _read_attributes(root: Path) -> dict[str, Any]:
 
 
 def _write_attributes(root: Path, attributes: Mapping[str, Any]) -> None:
-    _replace_json(root / "zarr.json", {"attributes": attributes, "zarr_format": 3, "node_type": "group"})
+    _write_json(root / "zarr.json", {"attributes": attributes, "zarr_format": 3, "node_type": "group"})
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -370,25 +370,13 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _replace_json(path: Path, value: Mapping[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2))
-    _flush(partial)
-    partial.replace(path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_atomically(path, json.dumps(value, indent=2).encode())
 
 
 def _flush_tree(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder, folder.parent]:
-        _flush(path)
+        flush(path)
 
 
 def _create_array(root: Path, spec: ArraySpec, shard_rows: int) -> None:
@@ -517,4 +505,4 @@ def _set_rows(path: Path, rows: int) -> None:
     # zarr's own resize deletes the shards beyond the new end.
     metadata = _read_json(path)
     metadata["shape"][0] = rows
-    _replace_json(path, metadata)
+    _write_json(path, metadata)

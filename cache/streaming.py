@@ -18,14 +18,12 @@ from torch.utils.data import Dataset
 
 from cache.sampling import clip_rng, rgb_positions, uniform_sample_test, uniform_sample_train
 from pipeline.errors import HarcacheError
+from pipeline.keypoints import COCO_MIRRORED
 
 __all__ = ["ClipDataset", "ClipLoader", "RowReader", "Store", "prepare"]
 
 _RGB_MEAN = (123.675, 116.28, 103.53)
 _RGB_STD = (58.395, 57.12, 57.375)
-
-# COCO's keypoints after a mirror: nose, then left and right of eyes, ears, shoulders, ... change places.
-_MIRRORED_KEYPOINTS = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
 
 Batch = dict[str, Tensor]
 
@@ -324,7 +322,7 @@ def prepare(batch: Mapping[str, Tensor], device: str | torch.device | None = Non
         moved["rgb"] = _normalise(torch.where(flip, rgb.flip(3), rgb)).permute(0, 4, 1, 2, 3)
     if "heatmaps" in moved:
         heatmaps = moved["heatmaps"]
-        mirrored = heatmaps[:, :, list(_MIRRORED_KEYPOINTS)].flip(4)
+        mirrored = heatmaps[:, :, list(COCO_MIRRORED)].flip(4)
         frames = torch.where(flip, mirrored, heatmaps).flatten(0, 1)
         frames = frames.to(torch.float32, memory_format=torch.channels_last).div_(255)
         moved["heatmaps"] = frames.unflatten(0, heatmaps.shape[:2]).transpose(1, 2)

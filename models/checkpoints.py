@@ -6,7 +6,6 @@ are read without running any code in them, and a checksum finds damage that PyTo
 
 import hashlib
 import json
-import os
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from models.epam_net import EPAMNet
 from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
 from pipeline.errors import HarcacheError, did_you_mean
+from pipeline.files import commit_file, flush, partial_path
 
 __all__ = [
     "NETWORKS",
@@ -84,12 +84,10 @@ def save_checkpoint(
         "extra": dict(extra or {}),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        torch.save(content | {"digest": _digest(content)}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    partial = partial_path(path)
+    torch.save(content | {"digest": _digest(content)}, partial)
+    commit_file(partial, path)
+    flush(path.parent)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

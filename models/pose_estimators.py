@@ -22,13 +22,13 @@ from models.inference import batch_size, check_finite, repeatable, run_in
 from models.weights import find_config, find_weights, load_tensors
 from models.yolo import YoloNetwork
 from pipeline.errors import HarcacheError
+from pipeline.keypoints import COCO_MIRRORED
 from pipeline.params import PoseParams
 
 __all__ = ["PoseEstimator", "load_pose_estimator"]
 
 _KEYPOINTS = 17
 # COCO's keypoints with left and right exchanged.
-_MIRRORED = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
 
 # A network that finds its own persons should find many; the boxes given decide which of them count.
 _YOLO_SCORE = 0.05
@@ -145,7 +145,7 @@ class _TopDown:
 
         mirrored = self._model.head(self._model.backbone(pixels.flip(-1)))
         shift = self._model.test_cfg.get("shift_heatmap", False)
-        return (heatmaps + flip_heatmaps(mirrored, _MIRRORED, "heatmap", shift)) * 0.5
+        return (heatmaps + flip_heatmaps(mirrored, list(COCO_MIRRORED), "heatmap", shift)) * 0.5
 
 
 class _YoloPose:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 __all__ = [
     "commit_file",
     "file_digest",
-    "flush_folder",
+    "flush",
     "partial_path",
     "write_atomically",
     "write_if_changed",
@@ -37,14 +37,13 @@ def partial_path(final: Path) -> Path:
 
 def commit_file(temporary: Path, final: Path) -> None:
     """Flush ``temporary`` to the disk and rename it to ``final``; the folder is flushed separately."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
+    flush(temporary)
     temporary.replace(final)
 
 
-def flush_folder(folder: Path) -> None:
-    """Flush the names in ``folder``: before that a rename may be lost in a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Flush a file to the disk, or the names in a folder: before that a power cut may undo a rename."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -57,7 +56,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = partial_path(path)
     temporary.write_bytes(data)
     commit_file(temporary, path)
-    flush_folder(path.parent)
+    flush(path.parent)
 
 
 def write_if_changed(path: Path, data: bytes) -> bool:

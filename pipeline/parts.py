@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import HarcacheError
-from pipeline.files import commit_file, file_digest, flush_folder, write_atomically
+from pipeline.files import commit_file, file_digest, flush, write_atomically
 
 __all__ = [
     "Outcome",
@@ -86,7 +86,7 @@ def publish(
         final.parent.mkdir(parents=True, exist_ok=True)
         commit_file(temporary, final)
     for parent in {final.parent for final in files.values()}:
-        flush_folder(parent)
+        flush(parent)
     write_atomically(_record_path(record_dir, part), record.to_json().encode())
     return record
 
@@ -129,7 +129,7 @@ def remove_part(folder: Path, record_dir: Path, part: int) -> None:
         raise HarcacheError(f"part {part} has no record {path}; expected a published part")
     record = _read_record(path)
     path.unlink()
-    flush_folder(record_dir)
+    flush(record_dir)
     for name, _, _ in record.files:
         (folder / name).unlink(missing_ok=True)
 

@@ -1,7 +1,7 @@
 """Train the demo's small detector and HRNet on drawn figures: `python scripts/train_demo_weights.py all`.
 
 Every picture is drawn here and now, from seeds that the demo never uses, into a pool that is trained from and
-slowly renewed; nothing is read but the two model descriptions. Takes about an hour and a half on two cores.
+slowly renewed; nothing is read but the two model descriptions. Takes about about two hours on two cores.
 """
 
 import multiprocessing
@@ -24,12 +24,13 @@ sys.path.insert(0, str(ROOT))
 from models import mmcv_stub  # noqa: E402
 from models.yolo import prepare_ultralytics, save_yolo  # noqa: E402
 from pipeline.datasets import figures, motion  # noqa: E402
+from pipeline.keypoints import COCO_MIRRORED  # noqa: E402
 
 WEIGHTS = ROOT / "models" / "weights"
 SEED = 8_000_000  # far from the demo's: a demo with this seed would show the figures trained on
 SETTLING = (5_000_000, 400, 100)  # first picture, pictures and batches that batch norms are measured on
 SIZES = ((240, 320), (288, 352), (272, 480), (240, 426), (320, 320), (360, 480))
-SWAP = np.array([0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15])
+SWAP = np.array(COCO_MIRRORED)
 
 
 def draw(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

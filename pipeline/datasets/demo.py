@@ -42,7 +42,8 @@ class DemoSpec:
     """What the demo holds: every action by every performer before every camera, ``repetitions`` times."""
 
     seed: int = 0
-    performers: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 14, 15, 16)  # NTU's X-Sub tests 3, 6 and 7 of them
+    # NTU's X-Sub tests 3, 6 and 7 of them.
+    performers: tuple[int, ...] = (*range(1, 10), *range(13, 17))
     cameras: int = 3
     repetitions: int = 1
     actions: tuple[int, ...] = tuple(motion.ACTIONS)

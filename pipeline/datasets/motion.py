@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from pipeline.keypoints import COCO_MIRRORED
+
 __all__ = ["ACTIONS", "HELD", "TWO_PERSONS", "Color", "Look", "act", "make_look", "mirror", "rgb", "vivid"]
 
 # COCO's keypoints.
@@ -91,7 +93,7 @@ def act(
 
 def mirror(body: np.ndarray) -> np.ndarray:
     """Exchange left and right of (T, 17, 3) joints."""
-    return body[:, _SWAP] * np.array([-1.0, 1.0, 1.0])
+    return body[:, list(COCO_MIRRORED)] * np.array([-1.0, 1.0, 1.0])
 
 
 def rgb(values: np.ndarray) -> Color:
@@ -293,8 +295,6 @@ _ACTORS: dict[int, Callable[..., list[np.ndarray]]] = {
     11: _shake_hands,
     12: _push,
 }
-
-_SWAP = np.array([0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15])
 
 
 def _pose(control: _Control, look: Look) -> np.ndarray:

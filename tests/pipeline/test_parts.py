@@ -85,7 +85,7 @@ parts.publish(folder, folder, 0, (), {folder / "new.partial": folder / "part-000
 """
 
 
-@pytest.mark.parametrize("step", ["remove_part", "commit_file", "flush_folder", "write_atomically"])
+@pytest.mark.parametrize("step", ["remove_part", "commit_file", "flush", "write_atomically"])
 def test_a_kill_while_a_part_is_replaced_leaves_the_old_part_or_none(tmp_path: Path, step: str) -> None:
     old = _publish(tmp_path)
     killed = subprocess.run([sys.executable, "-c", _KILLED_PUBLISH, str(tmp_path), step], check=False)

@@ -1,0 +1,7 @@
+"""COCO's 17 keypoints, in the order that every array of keypoints and heatmaps here has."""
+
+__all__ = ["COCO_MIRRORED"]
+
+# nose, then left and right of: eyes, ears, shoulders, elbows, wrists, hips, knees, ankles
+COCO_MIRRORED = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
+"""Which keypoint each one is in a mirror: left and right change places."""
