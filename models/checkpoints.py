@@ -85,7 +85,9 @@ def save_checkpoint(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
-    torch.save(content | {"digest": _digest(content)}, partial)
+    # An open file: given a name, PyTorch would write that name into the file.
+    with partial.open("wb") as file:
+        torch.save(content | {"digest": _digest(content)}, file)
     commit_file(partial, path)
     flush(path.parent)
 

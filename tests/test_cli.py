@@ -7,11 +7,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import av
+import click
 import numpy as np
 import pytest
 import yaml
@@ -128,14 +129,25 @@ def _counts(stage: str) -> dict[str, int]:
     return json.loads(Path(f"data/mine/counts/{stage}.json").read_text())
 
 
-@pytest.mark.parametrize("name", sorted(main.commands))
-def test_every_command_has_help_with_an_example_that_it_accepts(name: str) -> None:
-    shown = _succeeded(name, "--help")
+def _commands(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Give each command that is no group, with its words: ("bench", "model")."""
+    for name, command in sorted(group.commands.items()):
+        if isinstance(command, click.Group):
+            yield from _commands(command, *path, name)
+        else:
+            yield (*path, name), command
+
+
+@pytest.mark.parametrize(("words", "command"), [pytest.param(*c, id=" ".join(c[0])) for c in _commands(main)])
+def test_every_command_has_help_with_an_example_that_it_accepts(
+    words: tuple[str, ...], command: click.Command
+) -> None:
+    shown = _succeeded(*words, "--help")
     example = re.search(r"^ *Example: harcache (.+)$", shown, re.MULTILINE)
     assert example, shown
-    command, *arguments = shlex.split(example[1])
-    assert command == name
-    assert main.commands[name].make_context(name, arguments).params
+    given = shlex.split(example[1])
+    assert tuple(given[: len(words)]) == words
+    assert command.make_context(words[-1], given[len(words) :]).params
 
 
 def test_the_console_script_names_every_command() -> None:

@@ -216,13 +216,13 @@ def names(tmp_path: Path) -> Path:
 
 def test_names_and_splits_are_ntus(names: Path) -> None:
     found = scan("demo", names, IndexParams("demo"))
-    assert len(found.entries) == 11 * 3 * 12 and found.left_out == ()
+    assert len(found.entries) == 13 * 3 * 12 and found.left_out == ()
     assert found.classes == dict.fromkeys(("xsub", "xview"), tuple(motion.ACTIONS.values()))
     for entry in found.entries:
         assert entry.video == f"{entry.id}_rgb.mp4"
         assert dict(entry.labels) == dict.fromkeys(("xsub", "xview"), int(entry.id[-3:]) - 1)
         assert dict(entry.splits) == {
-            "xsub": "train" if entry.subject in {1, 2, 4, 5, 8, 9, 13, 14} else "test",
+            "xsub": "train" if entry.subject in {1, 2, 4, 5, 8, 9, 13, 14, 15, 16} else "test",
             "xview": "train" if entry.camera in {2, 3} else "test",
         }
     for protocol in ("xsub", "xview"):
@@ -239,7 +239,7 @@ def test_an_action_that_is_not_the_demos_is_left_out(names: Path) -> None:
 
 
 def test_nobody_of_the_test_is_seen_in_training() -> None:
-    train = {1, 2, 4, 5, 8, 9, 13, 14}
+    train = {1, 2, 4, 5, 8, 9, 13, 14, 15, 16}
     for performer in DemoSpec().performers:
         partner = _partner(DemoSpec(), performer)
         assert partner != performer and (partner in train) == (performer in train)
