@@ -6,9 +6,10 @@ The names below load their modules when first used, since PyTorch alone takes se
 from importlib import import_module
 from typing import Any
 
-__all__ = ["EPAMNet", "PoseXShiftNet", "RGBXShiftNet", "load_released_checkpoint"]
+__all__ = ["AMFINet", "EPAMNet", "PoseXShiftNet", "RGBXShiftNet", "load_released_checkpoint"]
 
 _MODULES = {
+    "AMFINet": "models.amfi_net",
     "EPAMNet": "models.epam_net",
     "PoseXShiftNet": "models.xshiftnet",
     "RGBXShiftNet": "models.xshiftnet",
