@@ -7,6 +7,8 @@ are read without running any code in them, and a checksum finds damage that PyTo
 import hashlib
 import json
 import pickle
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.agcn import AGCN
+from models.amfi_net import AMFINet, ResNet3D18
 from models.epam_net import EPAMNet
 from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
 from pipeline.errors import HarcacheError, did_you_mean
@@ -24,6 +28,7 @@ __all__ = [
     "NETWORKS",
     "Checkpoint",
     "build_network",
+    "import_released_checkpoint",
     "load_checkpoint",
     "load_network",
     "load_released_checkpoint",
@@ -31,8 +36,11 @@ __all__ = [
 ]
 
 NETWORKS: Mapping[str, type[nn.Module]] = {
+    "agcn": AGCN,
+    "amfi_net": AMFINet,
     "epam_net": EPAMNet,
     "pose_xshiftnet": PoseXShiftNet,
+    "resnet3d_18": ResNet3D18,
     "rgb_xshiftnet": RGBXShiftNet,
 }
 """Every network that can be built by name."""
@@ -141,15 +149,71 @@ def load_released_checkpoint(network: nn.Module, path: Path) -> None:
     Raises:
         HarcacheError: the file is missing or damaged, or names or shapes differ; the message lists them.
     """
+    _load_released(network, _read_released(path), path)
+
+
+def import_released_checkpoint(path: Path, out: Path) -> nn.Module:
+    """Write a released file as a checkpoint of this package to ``out`` and return its network.
+
+    Which X-ShiftNet or EPAM-Net it is, its width, blocks and number of classes are read off the weights.
+
+    Raises:
+        HarcacheError: as ``load_released_checkpoint``, or the weights are of no network of that kind.
+    """
+    state = _read_released(path)
+    network = build_network(*_released_network(state, path))
+    _load_released(network, state, path)
+    save_checkpoint(out, network, extra={"imported_from": path.name})
+    return network
+
+
+def _read_released(path: Path) -> dict[str, Tensor]:
     content = _read(path)
     for key in ("model_state_dict", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise HarcacheError(f"{path} holds no state dict; give the file that the released training wrote")
+    return {name.removeprefix("module."): value for name, value in content.items()}
+
+
+def _load_released(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     own = network.state_dict()
-    state = {name.removeprefix("module."): value for name, value in content.items()}
     _load_strictly(network, {name: _flat(value, own.get(name)) for name, value in state.items()}, path)
+
+
+def _released_network(state: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the name and the configuration of the network whose weights these are."""
+    both = "pose_cls_head.fc_cls.weight" in state
+    stem, head = ("pose_backbone", "pose_cls_head") if both else ("backbone", "cls_head")
+    try:
+        width, channels = state[f"{stem}.conv1_s.conv.weight"].shape[:2]
+        config: dict[str, Any] = {"num_classes": len(state[f"{head}.fc_cls.weight"]), "width": width}
+    except KeyError as error:
+        raise HarcacheError(
+            f"{path} holds no X-ShiftNet or EPAM-Net ({error} is missing); "
+            f"give the file that the released training wrote"
+        ) from error
+    if both:
+        attention = any(name.startswith("attention_module.") for name in state)
+        return "epam_net", config | {
+            "attention": "nested" if attention else "none",
+            "rgb_blocks": _blocks(state, "rgb_backbone"),
+            "pose_blocks": _blocks(state, stem),
+            "in_channels": channels,
+        }
+    config["blocks"] = _blocks(state, stem)
+    return (
+        ("rgb_xshiftnet", config) if channels == 3 else ("pose_xshiftnet", config | {"in_channels": channels})
+    )
+
+
+def _blocks(state: Mapping[str, Tensor], backbone: str) -> list[int]:
+    """Count the blocks of each stage, which are named ``layer1.0`` and so on."""
+    pattern = re.compile(rf"{backbone}\.layer(\d+)\.(\d+)\.")
+    blocks = {match.groups() for match in map(pattern.match, state) if match}
+    depths = Counter(int(stage) for stage, _ in blocks)
+    return [depths[stage] for stage in sorted(depths)]
 
 
 def _flat(value: Tensor, own: Tensor | None) -> Tensor:

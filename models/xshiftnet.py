@@ -35,6 +35,8 @@ def shift_frames(x: Tensor, folded: int) -> Tensor:
     ``x`` is (B, T, C, H, W) of any dtype, and so is the result: frame t takes the first group from t + 1, the
     second from t - 1, and zeros come in at the ends. Each value is copied once and the memory layout is kept.
     """
+    if torch.compiler.is_exporting():
+        return _shifted_by_parts(x, folded)
     return _Shift.apply(x, folded)
 
 
@@ -62,44 +64,62 @@ def _shifted(x: Tensor, back: slice, forward: slice) -> Tensor:
     return result
 
 
-class _FrameConv(nn.Conv2d):
-    """A 2-D convolution of every frame of (B, T, C, H, W)."""
+def _shifted_by_parts(x: Tensor, folded: int) -> Tensor:
+    """Shift in few operations: in other programs' graphs each assignment to a slice becomes a dozen."""
+    back = functional.pad(x[:, 1:, :folded], (0, 0, 0, 0, 0, 0, 0, 1))
+    forward = functional.pad(x[:, :-1, folded : 2 * folded], (0, 0, 0, 0, 0, 0, 1, 0))
+    return torch.cat([back, forward, x[:, :, 2 * folded :]], 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+class _FrameConv(nn.Conv2d):
+    """A 2-D convolution of every frame of (B, T, C, H, W), by its own weight or by a given one."""
+
+    def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        weight = self.weight if weight is None else weight
+        return self._conv_forward(x.flatten(0, 1), weight, bias).unflatten(0, x.shape[:2])
 
 
 class _TemporalConv(nn.Conv3d):
-    """A 3-D convolution of (B, T, C, H, W)."""
+    """A 3-D convolution of (B, T, C, H, W), by its own weight or by a given one."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+    def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        weight = self.weight if weight is None else weight
+        return self._conv_forward(x.transpose(1, 2), weight, bias).transpose(1, 2)
 
 
 class _ConvBN(nn.Module):
-    """A convolution without bias, then batch normalisation and ReLU where wanted."""
+    """A convolution without bias, then, where wanted, batch normalisation and with it ReLU."""
 
-    def __init__(self, conv: nn.Conv2d | nn.Conv3d, bn: bool = True, relu: bool = False) -> None:
+    def __init__(self, conv: _FrameConv | _TemporalConv, bn: bool = True, relu: bool = False) -> None:
         super().__init__()
         self.conv = conv
         self.bn = nn.BatchNorm2d(conv.out_channels) if bn else None
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        frames = x.flatten(0, 1)
-        if self.bn is not None:
-            frames = self.bn(frames)
+        if self.bn is None:
+            return self.conv(x)
+        if self.bn.training:
+            frames = self.bn(self.conv(x).flatten(0, 1))
+        else:
+            frames = self.conv(x, *_folded(self.conv.weight, self.bn)).flatten(0, 1)
         if self.relu:
             frames = functional.relu(frames, inplace=True)
         return frames.unflatten(0, x.shape[:2])
+
+
+def _folded(weight: Tensor, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a convolution that normalises with known statistics by itself."""
+    assert bn.running_mean is not None and bn.running_var is not None
+    scale = bn.weight * (bn.running_var + bn.eps).rsqrt()
+    return weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), bn.bias - bn.running_mean * scale
 
 
 def _pointwise(channels_in: int, channels_out: int) -> _FrameConv:
     return _FrameConv(channels_in, channels_out, 1, bias=False)
 
 
-def _depthwise(channels: int, size: int, stride: int, frames: int) -> nn.Conv2d | nn.Conv3d:
+def _depthwise(channels: int, size: int, stride: int, frames: int) -> _FrameConv | _TemporalConv:
     """Convolve each channel by itself over ``size`` x ``size`` pixels of ``frames`` frames."""
     if frames == 1:
         return _FrameConv(channels, channels, size, stride, size // 2, groups=channels, bias=False)

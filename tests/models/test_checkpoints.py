@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from benchmarks.conv3d import EPAMNet3d
 from models.checkpoints import (
     build_network,
+    import_released_checkpoint,
     load_checkpoint,
     load_network,
     load_released_checkpoint,
@@ -13,7 +15,7 @@ from models.checkpoints import (
 from models.epam_net import EPAMNet
 from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
 from pipeline.errors import HarcacheError
-from tests.models.conv3d_reference import EPAMNet3d, wild
+from tests.models.wild_weights import wild
 
 SMALL = {"num_classes": 4, "width": 8, "rgb_blocks": (1, 1), "pose_blocks": (1,)}
 
@@ -195,3 +197,56 @@ def test_a_file_without_a_state_dict_is_refused(content, tmp_path):
     torch.save(content, tmp_path / "epam.pth")
     with pytest.raises(HarcacheError, match="holds no state dict"):
         load_released_checkpoint(EPAMNet(**SMALL), tmp_path / "epam.pth")
+
+
+def same_weights(network, released, prefix=""):
+    own = network.state_dict()
+    return all(
+        torch.equal(value, released[prefix + name].reshape(value.shape)) for name, value in own.items()
+    )
+
+
+def test_released_weights_become_a_checkpoint_that_builds_its_own_network(released, tmp_path):
+    torch.save({"state_dict": released}, tmp_path / "epam.pth")
+    import_released_checkpoint(tmp_path / "epam.pth", tmp_path / "net.pt")
+    network, checkpoint = load_network(tmp_path / "net.pt")
+    assert isinstance(network, EPAMNet)
+    assert same_weights(network, released)
+    assert checkpoint.extra == {"imported_from": "epam.pth"}
+
+
+@pytest.mark.parametrize(("stream", "kind"), [("rgb", RGBXShiftNet), ("pose", PoseXShiftNet)])
+def test_released_weights_of_a_stream_are_told_by_their_stem(stream, kind, released, tmp_path):
+    alone = {
+        name.removeprefix(f"{stream}_"): value
+        for name, value in released.items()
+        if name.startswith(f"{stream}_")
+    }
+    torch.save(alone, tmp_path / "stream.pth")
+    import_released_checkpoint(tmp_path / "stream.pth", tmp_path / "net.pt")
+    network, _ = load_network(tmp_path / "net.pt")
+    assert isinstance(network, kind)
+    assert same_weights(network, released, f"{stream}_")
+
+
+def test_released_weights_without_attention_are_imported(released, tmp_path):
+    bare = {name: value for name, value in released.items() if not name.startswith("attention_module.")}
+    torch.save(bare, tmp_path / "epam.pth")
+    network = import_released_checkpoint(tmp_path / "epam.pth", tmp_path / "net.pt")
+    assert network.config["attention"] == "none"
+
+
+def test_weights_of_another_network_are_not_imported(tmp_path):
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pth")
+    with pytest.raises(
+        HarcacheError, match=r"resnet.pth holds no X-ShiftNet or EPAM-Net \('backbone.conv1_s"
+    ):
+        import_released_checkpoint(tmp_path / "resnet.pth", tmp_path / "net.pt")
+    assert not (tmp_path / "net.pt").exists()
+
+
+def test_released_weights_with_a_part_missing_are_not_imported(released, tmp_path):
+    del released["rgb_backbone.conv5.bn.bias"]
+    torch.save(released, tmp_path / "epam.pth")
+    with pytest.raises(HarcacheError, match=r"1 missing: rgb_backbone.conv5.bn.bias"):
+        import_released_checkpoint(tmp_path / "epam.pth", tmp_path / "net.pt")

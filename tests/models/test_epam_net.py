@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.conv3d import EPAMNet3d
 from models.epam_net import EPAMNet
 from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
 from pipeline.errors import HarcacheError
-from tests.models.conv3d_reference import EPAMNet3d, wild
+from tests.models.wild_weights import wild
 
 SMALL = {"width": 16, "rgb_blocks": (1, 2, 1), "pose_blocks": (2, 1)}
 

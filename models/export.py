@@ -1,0 +1,111 @@
+"""Trained networks for other programs: torch.export (.pt2) or ONNX (.onnx), for any number of clips at once.
+
+Frames, heights and widths are fixed when a network is exported, as both formats' optimisers want it.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from models.checkpoints import load_network
+from models.epam_net import EPAMNet
+from models.summary import input_shapes
+from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
+from pipeline.errors import HarcacheError, did_you_mean
+from pipeline.files import commit_file, flush, partial_path
+
+__all__ = ["export_checkpoint"]
+
+_SUFFIXES = (".pt2", ".onnx")
+_EXPORTED = (EPAMNet, RGBXShiftNet, PoseXShiftNet)
+
+
+def export_checkpoint(
+    checkpoint: Path, out: Path, sizes: Mapping[str, tuple[int, int, int]] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Write the network of ``checkpoint`` in evaluation mode to ``out``, whose suffix names the format.
+
+    Inputs and outputs keep the order and meaning of the network's ``forward``. ``sizes`` gives what follows
+    an input's channels, (frames, height, width), where it is not as in the paper. Returns the shape of one
+    clip of each input.
+
+    Raises:
+        HarcacheError: the suffix or an input's name is unknown, the checkpoint cannot be read or is of
+            another network, the network does not take these sizes, or ONNX's packages are missing.
+    """
+    if out.suffix not in _SUFFIXES:
+        raise HarcacheError(f"{out} ends with '{out.suffix}'; expected one of {', '.join(_SUFFIXES)}")
+    network, _ = load_network(checkpoint)
+    if not isinstance(network, _EXPORTED):
+        names = ", ".join(kind.__name__ for kind in _EXPORTED)
+        raise HarcacheError(f"{checkpoint} holds an {type(network).__name__}; expected one of {names}")
+    shapes = _resized(input_shapes(network), sizes or {})
+    if out.suffix == ".onnx":
+        _check_onnx()
+    program = _traced(network.eval(), shapes)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(out)
+    if out.suffix == ".onnx":
+        _save_onnx(program, partial, list(shapes), _outputs(network))
+    else:
+        with partial.open("wb") as file:
+            torch.export.save(program, file)
+    commit_file(partial, out)
+    flush(out.parent)
+    return shapes
+
+
+def _resized(
+    shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, tuple[int, int, int]]
+) -> dict[str, tuple[int, ...]]:
+    for name in sizes:
+        if name not in shapes:
+            raise HarcacheError(f"the network has no input '{name}'. {did_you_mean(name, shapes)}")
+    return {name: (shape[0], *sizes.get(name, shape[1:])) for name, shape in shapes.items()}
+
+
+def _traced(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> torch.export.ExportedProgram:
+    """Trace the network for any number of clips; two are shown, since one would be taken for a constant."""
+    inputs = tuple(torch.rand(2, *shape) for shape in shapes.values())
+    clips = torch.export.Dim("clips")
+    with torch.no_grad():
+        return torch.export.export(network, inputs, dynamic_shapes=tuple({0: clips} for _ in inputs))
+
+
+def _outputs(network: nn.Module) -> list[str]:
+    return ["rgb_logits", "pose_logits"] if isinstance(network, EPAMNet) else ["logits"]
+
+
+def _check_onnx() -> None:
+    """Find a missing package before the long work of tracing."""
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise HarcacheError(
+            f"ONNX files are written by the package {error.name}, which is not installed; "
+            f"install this project with its extra 'export'"
+        ) from error
+
+
+def _save_onnx(
+    program: torch.export.ExportedProgram, path: Path, inputs: Sequence[str], outputs: Sequence[str]
+) -> None:
+    axes = tuple({0: "clips"} for _ in inputs)
+    with warnings.catch_warnings():
+        # The axis is one and the same in all inputs, and is named once.
+        warnings.filterwarnings("ignore", message=".*clips will not be used")
+        # ONNX Runtime optimises what it loads; the exporter's own optimiser takes minutes for full depth.
+        converted = torch.onnx.export(
+            program,
+            (),
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=axes,
+            optimize=False,
+            verbose=False,
+        )
+    assert converted is not None
+    converted.save(path)

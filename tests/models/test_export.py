@@ -1,0 +1,117 @@
+"""Promises of models.export: other programs compute the same, for any number of clips."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from models.agcn import AGCN
+from models.checkpoints import save_checkpoint
+from models.epam_net import EPAMNet
+from models.export import export_checkpoint
+from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
+from pipeline.errors import HarcacheError
+from tests.models.wild_weights import wild
+
+SIZES = {"rgb": (4, 32, 32), "heatmaps": (8, 8, 8)}
+NETWORKS = {
+    "epam": lambda: EPAMNet(5, width=8, rgb_blocks=(1, 1), pose_blocks=(1,)),
+    "rgb": lambda: RGBXShiftNet(5, width=8, blocks=(2,)),
+    "pose": lambda: PoseXShiftNet(5, in_channels=4, width=8, blocks=(2,)),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Save a network of a kind; return it in evaluation mode and the path of its checkpoint."""
+
+    def save(kind):
+        network = wild(NETWORKS[kind]())
+        save_checkpoint(tmp_path / "net.pt", network)
+        return network.eval(), tmp_path / "net.pt"
+
+    return save
+
+
+def sizes_of(kind):
+    taken = {"epam": ["rgb", "heatmaps"], "rgb": ["rgb"], "pose": ["heatmaps"]}[kind]
+    return {name: SIZES[name] for name in taken}
+
+
+def answers(network, inputs):
+    with torch.no_grad():
+        result = network(*inputs.values())
+    return result if isinstance(result, tuple) else (result,)
+
+
+# Slow: the conversion walks the whole graph in Python.
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_onnx_runtime_agrees_for_any_number_of_clips(kind, saved, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    network, checkpoint = saved(kind)
+    shapes = export_checkpoint(checkpoint, tmp_path / "net.onnx", sizes_of(kind))
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    assert [value.name for value in session.get_inputs()] == list(shapes)
+    for clips in (1, 2, 5):
+        inputs = {name: torch.rand(clips, *shape) for name, shape in shapes.items()}
+        found = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        for result, wanted in zip(found, answers(network, inputs), strict=True):
+            np.testing.assert_allclose(result, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_an_exported_program_agrees_for_any_number_of_clips(kind, saved, tmp_path):
+    network, checkpoint = saved(kind)
+    shapes = export_checkpoint(checkpoint, tmp_path / "net.pt2", sizes_of(kind))
+    program = torch.export.load(tmp_path / "net.pt2").module()
+    for clips in (1, 2, 5):
+        inputs = {name: torch.rand(clips, *shape) for name, shape in shapes.items()}
+        for result, wanted in zip(answers(program, inputs), answers(network, inputs), strict=True):
+            torch.testing.assert_close(result, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+
+
+def test_exporting_leaves_one_file(saved, tmp_path):
+    _, checkpoint = saved("rgb")
+    export_checkpoint(checkpoint, tmp_path / "out" / "net.pt2", sizes_of("rgb"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["net.pt2"]
+
+
+def test_an_unknown_suffix_is_refused(tmp_path):
+    with pytest.raises(HarcacheError, match=r"net.trt ends with '.trt'; expected one of .pt2, .onnx"):
+        export_checkpoint(tmp_path / "net.pt", tmp_path / "net.trt")
+
+
+def test_a_network_of_another_kind_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "net.pt", AGCN(5))
+    with pytest.raises(HarcacheError, match=r"net.pt holds an AGCN; expected one of EPAMNet, "):
+        export_checkpoint(tmp_path / "net.pt", tmp_path / "net.pt2")
+
+
+def test_an_unknown_input_is_refused_with_the_nearest_name(saved, tmp_path):
+    _, checkpoint = saved("epam")
+    with pytest.raises(HarcacheError, match=r"no input 'heatmap'. Did you mean 'heatmaps'"):
+        export_checkpoint(checkpoint, tmp_path / "net.onnx", {"heatmap": (8, 8, 8)})
+
+
+def test_sizes_that_do_not_meet_are_refused(saved, tmp_path):
+    _, checkpoint = saved("epam")
+    with pytest.raises(HarcacheError, match="the RGB features are 8x8 and the pose features 4x4"):
+        export_checkpoint(checkpoint, tmp_path / "net.pt2", SIZES | {"rgb": (4, 64, 64)})
+    assert not (tmp_path / "net.pt2").exists()
+
+
+def test_a_missing_package_is_answered_with_the_extra_that_brings_it(saved, tmp_path, monkeypatch):
+    _, checkpoint = saved("pose")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(HarcacheError, match=r"onnxscript, which is not installed; .* extra 'export'"):
+        export_checkpoint(checkpoint, tmp_path / "net.onnx", sizes_of("pose"))
