@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from cache.errors import CacheError
+from pipeline.files import writing
 
 __all__ = ["read_detections", "read_poses", "write_detections", "write_poses"]
 
@@ -114,8 +115,9 @@ def read_poses(path: Path, clip_id: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _write(path: Path, kind: str, **tables: np.ndarray) -> None:
-    # From HDF5 1.10's format on, the file's own structure carries checksums too.
-    with h5py.File(path, "w", libver="v110") as file:
+    # From HDF5 1.10's format on, the file's own structure carries checksums too. It is made in memory, since
+    # HDF5 crashes the process when the disk is full.
+    with h5py.File(path, "w", libver="v110", driver="core", backing_store=False) as file:
         file.attrs["format"] = _format(kind)
         for name, table in tables.items():
             rows = min(max(len(table), 1), _CHUNK_ROWS)
@@ -127,6 +129,9 @@ def _write(path: Path, kind: str, **tables: np.ndarray) -> None:
             # Gives the table its place now. Left to the closing of its handle, the place would depend on who
             # still holds the handle: the profiler in Dask workers does for a moment, and the bytes varied.
             file.flush()
+        content = file.id.get_file_image()
+    with writing(path):
+        path.write_bytes(content)
 
 
 @contextmanager

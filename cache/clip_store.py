@@ -20,8 +20,9 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 from cache.codecs import JpegCodec, encode_jpeg
 from cache.errors import CacheError, StaleStoreError
 from cache.shard_reader import CHECKSUM_BYTES, MISSING_CHUNK, ShardReader, checksum
+from pipeline.clips import fingerprint
 from pipeline.errors import did_you_mean
-from pipeline.files import flush, write_atomically
+from pipeline.files import file_digest, flush, write_atomically, write_if_changed
 
 __all__ = [
     "ArraySpec",
@@ -29,6 +30,8 @@ __all__ = [
     "IndexEntry",
     "ShardWriter",
     "create_store",
+    "index_problems",
+    "mark_incomplete",
     "open_store",
     "records_dir",
     "shard_path",
@@ -36,9 +39,12 @@ __all__ = [
 ]
 
 _FORMAT = "harcache.clips"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
+_STATE = ("complete", "index_files", "digest")  # attributes that are not the maker's
+_INDEX_ARRAYS = ("clip_id", "start", "length", "frame", "box", "image_size")
 _ZSTD_LEVEL = 1
 _BLOSC_LEVEL = 5
+_REMEDY = "run 'harcache cache verify --repair' and the stage that makes the store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +101,14 @@ def create_store(
     root = Path(path)
     wanted = _group_attributes(arrays, shard_rows, attributes)
     if (root / "zarr.json").exists():
-        _require_same(root, _read_attributes(root), wanted)
+        found = {key: value for key, value in _read_attributes(root).items() if key not in _STATE}
+        _require_same(root, found, wanted)
     root.mkdir(parents=True, exist_ok=True)
     _write_attributes(root, {**wanted, "complete": False})
-    _make_records_node(root)
+    write_if_changed(records_dir(root) / "zarr.json", _records_metadata())
     for spec in arrays:
         if not (root / spec.name / "zarr.json").exists():
-            _create_array(root, spec, shard_rows)
+            write_atomically(root / spec.name / "zarr.json", _array_metadata(spec, shard_rows, 0))
 
 
 def records_dir(path: str | Path) -> Path:
@@ -200,7 +207,9 @@ def write_index(path: str | Path, entries: Iterable[IndexEntry]) -> None:
     Arrays of the group, for C clips and R = parts * shard_rows rows: ``clip_id`` (C,) string, ``start`` (C,)
     int64 and ``length`` (C,) int32 in rows of the store, ``frame`` (R,) int32 source frame of each row or
     -1, ``box`` (C, 4) float32, ``image_size`` (C, 2) int32 height and width. The data arrays get R rows.
-    A crash leaves the store marked incomplete. Raises ``CacheError`` for entries that do not fit the shards.
+    The group's attributes then hold a digest of each of these files and of all metadata, and one of
+    themselves. A crash leaves the store marked incomplete. Raises ``CacheError`` for entries that do not fit
+    the shards.
     """
     root, clips = Path(path), list(entries)
     attributes = _read_attributes(root)
@@ -210,17 +219,51 @@ def write_index(path: str | Path, entries: Iterable[IndexEntry]) -> None:
     rows = shard_rows * (1 + max((clip.part for clip in clips), default=-1))
     for name, values in _index_arrays(clips, shard_rows, rows).items():
         _write_index_array(root, name, values)
+    # Written anew, since what is there may be damaged. (zarr's own resize deletes shards beyond the new end.)
     for name in attributes["arrays"]:
-        _set_rows(root / name / "zarr.json", rows)
-    _write_attributes(root, {**attributes, "complete": True})
+        metadata = _array_metadata(_spec(attributes, name), shard_rows, rows)
+        write_if_changed(root / name / "zarr.json", metadata)
+    digests = {file: file_digest(root / file) for file in _index_files(root, attributes["arrays"])}
+    _write_attributes(root, {**attributes, "complete": True, "index_files": digests})
 
 
-def open_store(path: str | Path) -> "ClipStore":
+def index_problems(path: str | Path) -> dict[Path, str]:
+    """Return the metadata and index files of a store that are not as written, each with what is wrong."""
+    root = Path(path)
+    try:
+        attributes = _read_attributes(root)
+        _require_complete(root, attributes)
+    except CacheError as error:
+        metadata = root / "zarr.json"
+        return {metadata: str(error).removeprefix(f"{metadata}: ").removeprefix(f"{root}: ")}
+    files = {root / file: digest for file, digest in attributes["index_files"].items()}
+    return {file: problem for file, digest in files.items() if (problem := _file_problem(file, digest))}
+
+
+def mark_incomplete(path: str | Path) -> None:
+    """Make a store refuse to be opened until ``write_index`` has made its index anew.
+
+    Where the group's own metadata can't be read they are removed, so that ``create_store`` makes them again.
+    """
+    root = Path(path)
+    try:
+        _write_attributes(root, {**_read_attributes(root), "complete": False})
+    except CacheError:
+        (root / "zarr.json").unlink(missing_ok=True)
+
+
+def open_store(path: str | Path, expected: Mapping[str, Any] | None = None) -> "ClipStore":
     """Open a complete store for reading.
 
-    Raises ``CacheError`` when there is none, or when it is incomplete, damaged or of another format version.
+    ``expected``: attributes that it must have, as ``create_store`` was given them. Raises ``CacheError``
+    when there is no store, or when it is incomplete, damaged or of another format version, and
+    ``StaleStoreError`` that says what differs where it is not the one expected.
     """
-    return ClipStore(Path(path))
+    store = ClipStore(Path(path))
+    if expected is not None:
+        wanted = json.loads(json.dumps(expected))
+        _require_same(store.path, {key: store.attributes.get(key) for key in wanted}, wanted)
+    return store
 
 
 class ClipStore:
@@ -233,13 +276,12 @@ class ClipStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.attributes = _read_attributes(path)
-        if not self.attributes["complete"]:
-            raise CacheError(f"{path}: the store is incomplete; run the stage that makes it again.")
-        self.ids: tuple[str, ...] = tuple(str(id) for id in _read_index_array(path, "clip_id"))
-        self.start = _read_index_array(path, "start")
-        self.length = _read_index_array(path, "length")
-        self.boxes = _read_index_array(path, "box")
-        self.image_sizes = _read_index_array(path, "image_size")
+        _require_complete(path, self.attributes)
+        self.ids: tuple[str, ...] = tuple(str(id) for id in self._read_index("clip_id"))
+        self.start = self._read_index("start")
+        self.length = self._read_index("length")
+        self.boxes = self._read_index("box")
+        self.image_sizes = self._read_index("image_size")
         self._numbers = {id: number for number, id in enumerate(self.ids)}
         self._readers = cache(lambda name: ShardReader(self.path, name))
 
@@ -269,13 +311,15 @@ class ClipStore:
         Zarr itself reads a missing shard as zeros.
         """
         spec = self._spec(name)
+        self._require_intact(name)
         for part in np.unique(self.start // self.attributes["shard_rows"]).tolist():
             _require_shard(shard_path(self.path, spec, part))
         return zarr.open_array(store=self.path / name, mode="r")
 
     def reader(self, name: str) -> ShardReader:
         """Return the fast reader of an array, always the same one."""
-        return self._readers(self._spec(name).name)
+        self._require_intact(self._spec(name).name)
+        return self._readers(name)
 
     def read(self, name: str, id: str) -> np.ndarray:
         """Read all rows of a clip from one array: ``(length, *shape_of_row)``."""
@@ -311,7 +355,17 @@ class ClipStore:
 
     @cached_property
     def _frame_of_row(self) -> np.ndarray:
-        return _read_index_array(self.path, "frame")
+        return self._read_index("frame")
+
+    def _read_index(self, name: str) -> np.ndarray:
+        self._require_intact(name)
+        return np.asarray(zarr.open_array(store=self.path / name, mode="r")[...])
+
+    def _require_intact(self, array: str) -> None:
+        """Check the array's metadata, and its values where it is one of the index."""
+        for file, digest in self.attributes["index_files"].items():
+            if file.startswith(f"{array}/") and (problem := _file_problem(self.path / file, digest)):
+                raise CacheError(f"{self.path / file}: the clip index is damaged, it {problem}; {_REMEDY}.")
 
     def _spec(self, name: str) -> ArraySpec:
         arrays = self.attributes["arrays"]
@@ -336,42 +390,78 @@ def _group_attributes(
 
 
 def _require_same(root: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for key in sorted((found.keys() | wanted.keys()) - {"complete"}):
-        if found.get(key) != wanted.get(key):
-            raise StaleStoreError(
-                f"{root}: made with {key} = {found.get(key)!r}, but {wanted.get(key)!r} is asked for;"
-                " delete the store to make it anew, or restore the parameter."
-            )
+    differing = [
+        f"{key} = {there!r}, but {asked!r} is asked for"
+        for key, (there, asked) in _differences(found, wanted).items()
+    ]
+    if differing:
+        raise StaleStoreError(
+            f"{root}: made with {'; with '.join(differing)};"
+            " run the stage that makes the store, or restore the parameters."
+        )
+
+
+def _differences(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = ""
+) -> dict[str, tuple[Any, Any]]:
+    """Return what differs, by dotted key: the values found and wanted."""
+    differing: dict[str, tuple[Any, Any]] = {}
+    for key in sorted(found.keys() | wanted.keys()):
+        there, asked = found.get(key), wanted.get(key)
+        if isinstance(there, dict) and isinstance(asked, dict):
+            differing |= _differences(there, asked, f"{prefix}{key}.")
+        elif there != asked:
+            differing[prefix + key] = there, asked
+    return differing
+
+
+def _require_complete(root: Path, attributes: Mapping[str, Any]) -> None:
+    if not attributes["complete"]:
+        raise CacheError(f"{root}: the store is incomplete; run the stage that makes it again.")
 
 
 def _read_attributes(root: Path) -> dict[str, Any]:
-    attributes = _read_json(root / "zarr.json").get("attributes", {})
+    path = root / "zarr.json"
+    try:
+        text = path.read_bytes()
+        attributes = json.loads(text).get("attributes", {})
+    except (FileNotFoundError, NotADirectoryError):
+        raise CacheError(f"{root}: no store here; run the stage that makes it.") from None
+    except ValueError as error:
+        raise CacheError(f"{path}: damaged ({error}); {_REMEDY}.") from error
     found = attributes.get("format"), attributes.get("format_version")
     if found != (_FORMAT, _FORMAT_VERSION):
         raise CacheError(
             f"{root}: found format {found}, expected {(_FORMAT, _FORMAT_VERSION)};"
             " delete the store and run the stage that makes it, or use the version that made it."
         )
+    if text != _group_metadata(attributes):
+        raise CacheError(f"{path}: damaged, it does not match its digest; {_REMEDY}.")
     return attributes
 
 
 def _write_attributes(root: Path, attributes: Mapping[str, Any]) -> None:
-    _write_json(root / "zarr.json", {"attributes": attributes, "zarr_format": 3, "node_type": "group"})
+    write_atomically(root / "zarr.json", _group_metadata(attributes))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise CacheError(f"{path.parent}: no store here; run the stage that makes it.") from None
-    except ValueError as error:
-        raise CacheError(
-            f"{path}: damaged ({error}); delete the store and run the stage that makes it."
-        ) from error
+def _group_metadata(attributes: Mapping[str, Any]) -> bytes:
+    """Return the group's zarr.json, with a digest of the attributes as one more of them."""
+    own = {key: value for key, value in attributes.items() if key != "digest"}
+    sealed = own | {"digest": fingerprint(own)}
+    return json.dumps({"attributes": sealed, "zarr_format": 3, "node_type": "group"}, indent=2).encode()
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_atomically(path, json.dumps(value, indent=2).encode())
+def _index_files(root: Path, arrays: Iterable[str]) -> list[str]:
+    """Return all metadata but the group's, and the chunks of the index: names relative to the store."""
+    metadata = [root / name / "zarr.json" for name in ("records", *arrays)]
+    index = [path for name in _INDEX_ARRAYS for path in (root / name).rglob("*") if path.is_file()]
+    return sorted(path.relative_to(root).as_posix() for path in [*metadata, *index])
+
+
+def _file_problem(path: Path, digest: str) -> str | None:
+    if not path.is_file():
+        return "is missing"
+    return None if file_digest(path) == digest else "does not match its digest"
 
 
 def _flush_tree(folder: Path) -> None:
@@ -379,12 +469,10 @@ def _flush_tree(folder: Path) -> None:
         flush(path)
 
 
-def _create_array(root: Path, spec: ArraySpec, shard_rows: int) -> None:
+def _array_metadata(spec: ArraySpec, shard_rows: int, rows: int) -> bytes:
     serializer, compressors = _zarr_codecs(spec)
-    zarr.create_array(
-        store=root,
-        name=spec.name,
-        shape=(0, *spec.shape_of_row),
+    return _metadata(
+        shape=(rows, *spec.shape_of_row),
         dtype=spec.dtype,
         chunks=(1, *spec.shape_of_row),
         shards=(shard_rows, *spec.shape_of_row),
@@ -394,7 +482,18 @@ def _create_array(root: Path, spec: ArraySpec, shard_rows: int) -> None:
         # One folder an array: shards are renamed into place, which is safest within a folder.
         chunk_key_encoding={"name": "default", "separator": "."},
     )
-    _flush_tree(root / spec.name)
+
+
+def _records_metadata() -> bytes:
+    about = "The records of the store's parts lie beside this file; the array itself is empty."
+    return _metadata(shape=(0,), dtype="uint8", attributes={"about": about})
+
+
+def _metadata(**array: Any) -> bytes:
+    """Return the zarr.json that zarr-python writes for an array."""
+    written: dict[str, Any] = {}
+    zarr.create_array(store=written, **array)
+    return written["zarr.json"].to_bytes()
 
 
 def _zarr_codecs(spec: ArraySpec) -> tuple[Any, list[Any]]:
@@ -416,15 +515,6 @@ def _encoder(spec: ArraySpec) -> Callable[[np.ndarray], bytes]:
         return Zstd(level=_ZSTD_LEVEL).encode
     typesize = np.dtype(spec.dtype).itemsize
     return Blosc("lz4", clevel=_BLOSC_LEVEL, shuffle=Blosc.NOSHUFFLE, typesize=typesize).encode
-
-
-def _make_records_node(root: Path) -> None:
-    if not (root / "records" / "zarr.json").exists():
-        about: Any = {
-            "about": "The records of the store's parts lie beside this file; the array itself is empty."
-        }
-        zarr.create_array(store=root, name="records", shape=(0,), dtype="uint8", attributes=about)
-        _flush_tree(root / "records")
 
 
 def _check_entries(root: Path, attributes: Mapping[str, Any], clips: Sequence[IndexEntry]) -> None:
@@ -487,22 +577,3 @@ def _write_index_array(root: Path, name: str, values: np.ndarray) -> None:
     )
     array[...] = values
     _flush_tree(root / name)
-
-
-def _read_index_array(root: Path, name: str) -> np.ndarray:
-    try:
-        array = zarr.open_array(store=root / name, mode="r")
-        if array.nchunks_initialized < array.nchunks:
-            raise ValueError("its chunk is missing")
-        return np.asarray(array[...])
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CacheError(
-            f"{root / name}: the clip index is damaged ({error}); run the stage that makes the store again."
-        ) from error
-
-
-def _set_rows(path: Path, rows: int) -> None:
-    # zarr's own resize deletes the shards beyond the new end.
-    metadata = _read_json(path)
-    metadata["shape"][0] = rows
-    _write_json(path, metadata)

@@ -4,10 +4,15 @@ Everything is written beside its place, flushed to the disk and renamed; that co
 and one of its folder.
 """
 
+import errno
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from pipeline.errors import HarcacheError
 
 __all__ = [
     "commit_file",
@@ -16,7 +21,10 @@ __all__ = [
     "partial_path",
     "write_atomically",
     "write_if_changed",
+    "writing",
 ]
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def digest_of(file: BinaryIO) -> str:
@@ -35,10 +43,26 @@ def partial_path(final: Path) -> Path:
     return final.with_name(final.name + ".partial")
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise HarcacheError, with the file's name, when a block that writes ``path`` finds no room for it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise HarcacheError(
+            f"{path} could not be written: {os.strerror(error.errno).lower()}; make room and run again, "
+            "which goes on from what is finished"
+        ) from error
+
+
 def commit_file(temporary: Path, final: Path) -> None:
     """Flush ``temporary`` to the disk and rename it to ``final``; the folder is flushed separately."""
-    flush(temporary)
-    temporary.replace(final)
+    # A file system may find only now that it has no room.
+    with writing(final):
+        flush(temporary)
+        temporary.replace(final)
 
 
 def flush(path: Path) -> None:
@@ -52,9 +76,10 @@ def flush(path: Path) -> None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Make ``data`` the content of ``path``; its folder is created where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial_path(path)
-    temporary.write_bytes(data)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
     commit_file(temporary, path)
     flush(path.parent)
 

@@ -6,11 +6,12 @@ part or none. One process works on a dataset at a time, so stray temporary files
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,14 +23,19 @@ __all__ = [
     "Outcome",
     "Record",
     "dataset_lock",
+    "discard_part",
+    "file_problem",
     "publish",
+    "read_record",
     "read_records",
+    "record_path",
     "remove_part",
     "sound_records",
     "verify_files",
 ]
 
-_FORMAT = 1
+_FORMAT = 2
+_SEAL = ',\n "digest": "'
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +52,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a published part holds. ``files`` are (name in the folder, bytes, BLAKE2b-128 hex)."""
+    """What a published part holds. ``files`` are (name in the folder, bytes, BLAKE2b-128 hex).
+
+    As text it is JSON whose last key, ``digest``, is the BLAKE2b-128 of all text before that key's comma.
+    """
 
     part: int
     outcomes: tuple[Outcome, ...]
@@ -55,7 +64,7 @@ class Record:
 
     def to_json(self) -> str:
         """Return the record as text, the same for the same record."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        return _sealed(json.dumps(asdict(self), indent=1).removesuffix("\n}"))
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
@@ -63,6 +72,8 @@ class Record:
         values = json.loads(text)
         if values["format"] != _FORMAT:
             raise ValueError(f"format {values['format']}: this version reads {_FORMAT}")
+        if text != _sealed(text.rpartition(_SEAL)[0]):
+            raise ValueError("it does not match its digest")
         files = tuple((str(name), int(size), str(digest)) for name, size, digest in values["files"])
         return cls(int(values["part"]), tuple(Outcome(**one) for one in values["outcomes"]), files)
 
@@ -80,14 +91,14 @@ def publish(
             raise HarcacheError(f"part {part}: {temporary} is missing; the stage did not write it")
     described = tuple((final.relative_to(folder).as_posix(), *_describe(tmp)) for tmp, final in files.items())
     record = Record(part, tuple(outcomes), described)
-    if _record_path(record_dir, part).exists():
+    if record_path(record_dir, part).exists():
         remove_part(folder, record_dir, part)
     for temporary, final in files.items():
         final.parent.mkdir(parents=True, exist_ok=True)
         commit_file(temporary, final)
     for parent in {final.parent for final in files.values()}:
         flush(parent)
-    write_atomically(_record_path(record_dir, part), record.to_json().encode())
+    write_atomically(record_path(record_dir, part), record.to_json().encode())
     return record
 
 
@@ -97,7 +108,7 @@ def read_records(record_dir: Path) -> list[Record]:
     A record that can't be read raises HarcacheError: a crash can't leave one, so it is not ours or damaged.
     """
     paths = sorted(record_dir.glob("part-*.json")) if record_dir.is_dir() else []
-    return sorted((_read_record(path) for path in paths), key=lambda record: record.part)
+    return sorted((read_record(path) for path in paths), key=lambda record: record.part)
 
 
 def sound_records(folder: Path, record_dir: Path) -> list[Record]:
@@ -112,26 +123,42 @@ def sound_records(folder: Path, record_dir: Path) -> list[Record]:
 
 
 def verify_files(folder: Path, record: Record, *, checksums: bool = False) -> bool:
-    """Return whether every file of the record is there with its size, and if asked with its checksum."""
-    for name, size, digest in record.files:
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
-            return False
-        if checksums and _describe(path) != (size, digest):
-            return False
-    return True
+    """Return whether every file of the record is there with its size, and if asked with its digest."""
+    return not any(
+        file_problem(folder / name, size, digest if checksums else None)
+        for name, size, digest in record.files
+    )
+
+
+def file_problem(path: Path, size: int, digest: str | None = None) -> str | None:
+    """Return how a file differs from what its record says, or None; with ``digest`` it is read whole."""
+    if not path.is_file():
+        return "is missing"
+    found = path.stat().st_size
+    if found != size:
+        return f"has {found} bytes, its record says {size}"
+    try:
+        return "does not match its record's digest" if digest and file_digest(path) != digest else None
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
 
 
 def remove_part(folder: Path, record_dir: Path, part: int) -> None:
     """Remove the part's record, then its files; a part without a record raises HarcacheError."""
-    path = _record_path(record_dir, part)
+    path = record_path(record_dir, part)
     if not path.is_file():
         raise HarcacheError(f"part {part} has no record {path}; expected a published part")
-    record = _read_record(path)
-    path.unlink()
-    flush(record_dir)
-    for name, _, _ in record.files:
-        (folder / name).unlink(missing_ok=True)
+    discard_part(record_dir, part, [folder / name for name, _, _ in read_record(path).files])
+
+
+def discard_part(record_dir: Path, part: int, files: Iterable[Path]) -> None:
+    """Remove the part's record, whatever state it is in or if it is gone, then ``files``."""
+    path = record_path(record_dir, part)
+    if path.exists():
+        path.unlink()
+        flush(record_dir)
+    for path in files:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -157,20 +184,28 @@ def dataset_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _record_path(record_dir: Path, part: int) -> Path:
+def record_path(record_dir: Path, part: int) -> Path:
+    """Return the file of a part's record."""
     return record_dir / f"part-{part:05d}.json"
 
 
-def _read_record(path: Path) -> Record:
+def read_record(path: Path) -> Record:
+    """Read one record; HarcacheError when it is damaged, of another format or under another part's name."""
     try:
         record = Record.from_json(path.read_text(encoding="utf-8"))
     except (ValueError, KeyError, TypeError) as error:
         raise HarcacheError(
-            f"{path} is no readable record ({error}); remove it and run the stage again"
+            f"{path} is no readable record ({error});"
+            " run 'harcache cache verify --repair' and the stage again"
         ) from error
-    if path != _record_path(path.parent, record.part):
+    if path != record_path(path.parent, record.part):
         raise HarcacheError(f"{path} is the record of part {record.part}; remove it and run the stage again")
     return record
+
+
+def _sealed(text: str) -> str:
+    digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return f'{text}{_SEAL}{digest}"\n}}\n'
 
 
 def _describe(path: Path) -> tuple[int, str]:

@@ -49,7 +49,8 @@ class Plan:
     @property
     def remove(self) -> tuple[int, ...]:
         """Stale parts that no unit replaces."""
-        return tuple(part for part in self.stale if part not in {unit.part for unit in self.make})
+        made = {unit.part for unit in self.make}
+        return tuple(part for part in self.stale if part not in made)
 
 
 def plan(
@@ -123,19 +124,38 @@ def _extend(fixed: _Layout, wanted: Sequence[Wanted], capacity: int) -> _Layout:
     the parts up to there are taken as given and the packing starts again behind them. So the holes of an
     interrupted run are filled just as that run would have.
     """
-    last_given = -1
+    free = {one.clip.id: one for one in wanted}
+    given, ahead = _Layout(), sorted(fixed, reverse=True)
+    first = 0
     while True:
-        given = {part: ids for part, ids in fixed.items() if part <= last_given}
-        taken = {name for ids in given.values() for name in ids}
-        free = [one for one in wanted if one.clip.id not in taken]
-        packed = dict(enumerate(map(tuple, _pack(free, capacity)), last_given + 1))
-        wrong = [p for p, ids in fixed.items() if p > last_given and packed.get(p) != ids]
-        if not wrong:
+        packed, wrong = _pack_up_to_a_contradiction(free.values(), capacity, first, fixed, ahead)
+        if wrong is None:
             return given | packed
-        last_given = min(wrong)
+        while ahead and ahead[-1] <= wrong:
+            part = ahead.pop()
+            given[part] = fixed[part]
+            for name in fixed[part]:
+                del free[name]
+        first = wrong + 1
 
 
-def _pack(wanted: Sequence[Wanted], capacity: int) -> Iterator[list[str]]:
+def _pack_up_to_a_contradiction(
+    free: Iterable[Wanted], capacity: int, first: int, fixed: _Layout, ahead: Sequence[int]
+) -> tuple[_Layout, int | None]:
+    """Pack ``free`` into parts from number ``first`` on, until one differs from a fixed one.
+
+    ``ahead``: the fixed parts from ``first`` on, the nearest last. Returns the parts, and which one differs.
+    Stops there, so that many contradictions cost no more than one packing of all.
+    """
+    packed = _Layout()
+    for part, ids in enumerate(map(tuple, _pack(free, capacity)), first):
+        if fixed.get(part, ids) != ids:
+            return packed, part
+        packed[part] = ids
+    return packed, next((part for part in reversed(ahead) if part not in packed), None)
+
+
+def _pack(wanted: Iterable[Wanted], capacity: int) -> Iterator[list[str]]:
     ids: list[str] = []
     weight = 0
     for one in wanted:

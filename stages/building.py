@@ -144,6 +144,9 @@ def build_parts(
 ) -> list[Record]:
     """Make the parts that are missing or stale, each by ``process``, and return the records of all."""
     parts.folder.mkdir(parents=True, exist_ok=True)
+    # What a killed run, or one that met a full disk, left behind: no other process works here now.
+    for stray in parts.folder.rglob("*.partial"):
+        stray.unlink()
     planned = plan(parts.wanted, sound_records(parts.folder, parts.records), parts.capacity, retry_failed)
     for part in planned.remove:
         remove_part(parts.folder, parts.records, part)

@@ -12,6 +12,7 @@ from pipeline.clips import Clip, write_classes, write_manifest
 from pipeline.datasets import Entry, scan
 from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
+from pipeline.files import writing
 from pipeline.outcomes import Counts
 from pipeline.params import DatasetParams
 from pipeline.parts import Outcome
@@ -48,6 +49,7 @@ def _probe_all(workspace: Workspace, names: Sequence[str], threads: int | None) 
     write_probes(memory, known)
     probed: dict[str, Probed] = {}
     with (
+        writing(memory),
         recorder(memory) as record,
         progress(len(names), "index", unit="videos") as shown,
         ThreadPool(threads or len(os.sched_getaffinity(0))) as pool,

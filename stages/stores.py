@@ -23,7 +23,7 @@ from cache.errors import StaleStoreError
 from cache.sampling import stored_frames
 from pipeline.clips import Clip, fingerprint, read_manifest
 from pipeline.engine import Engine, Report
-from pipeline.files import partial_path
+from pipeline.files import partial_path, writing
 from pipeline.outcomes import Counts
 from pipeline.parts import Outcome, Record
 from pipeline.plan import Unit, Wanted, plan
@@ -98,18 +98,28 @@ def build_store(
 
     A store that was made with other parameters is removed and made anew.
     """
-    attributes = {"dataset": workspace.dataset, "parameters": dict(store.parameters)}
-    try:
-        create_store(store.path, store.arrays, store.shard_rows, attributes)
-    except StaleStoreError:
-        plan(wanted, (), store.shard_rows)  # refuses shards that are too small before anything is removed
-        print(f"{store.stage}: {store.path} was made with other parameters; it is made anew")
-        shutil.rmtree(store.path)
-        create_store(store.path, store.arrays, store.shard_rows, attributes)
+    with writing(store.path):
+        _create(store, wanted, {"dataset": workspace.dataset, "parameters": dict(store.parameters)})
     parts = Parts(store.stage, store.path, records_dir(store.path), wanted, store.shard_rows)
     records = build_parts(parts, process, context, engine, workspace.retry_failed)
-    write_index(store.path, _entries(records, cropped))
+    with writing(store.path):
+        write_index(store.path, _entries(records, cropped))
     return finish(store.stage, workspace, [*ended(records), *cropped.skipped])
+
+
+def _create(store: StoreSpec, wanted: Sequence[Wanted], attributes: Mapping[str, Any]) -> None:
+    removed = partial_path(store.path)
+    if removed.exists():
+        shutil.rmtree(removed)
+    try:
+        create_store(store.path, store.arrays, store.shard_rows, attributes)
+    except StaleStoreError as stale:
+        plan(wanted, (), store.shard_rows)  # refuses shards that are too small before anything is removed
+        print(f"{store.stage}: it is made anew, since {stale}")
+        # All at once: a kill half-way would leave some of the old arrays to the new store.
+        store.path.rename(removed)
+        shutil.rmtree(removed)
+        create_store(store.path, store.arrays, store.shard_rows, attributes)
 
 
 def write_shards(
@@ -125,7 +135,8 @@ def write_shards(
     ``write_clip`` appends a clip's rows to the writers and returns how many they are.
     """
     finals = [shard_path(store, spec, unit.part) for spec in specs]
-    with ExitStack() as stack:
+    # Around all clips: inside one of them, a full disk would count as that clip's failure.
+    with writing(finals[0]), ExitStack() as stack:
         writers = [
             stack.enter_context(ShardWriter(partial_path(final), spec, shard_rows))
             for final, spec in zip(finals, specs, strict=True)

@@ -10,6 +10,8 @@ import warnings
 import numpy as np
 import pytest
 import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import cache
 from cache.clip_store import (
@@ -17,6 +19,8 @@ from cache.clip_store import (
     IndexEntry,
     ShardWriter,
     create_store,
+    index_problems,
+    mark_incomplete,
     open_store,
     records_dir,
     shard_path,
@@ -205,7 +209,14 @@ def test_a_store_half_created_is_finished(tmp_path):
     ("arrays", "shard_rows", "attributes", "message"),
     [
         (_HEATMAPS, 9, _ATTRIBUTES, "made with shard_rows = 8, but 9 is asked for"),
-        (_HEATMAPS[:1], _SHARD_ROWS, _ATTRIBUTES, "made with arrays = .* is asked for; delete the store"),
+        (_HEATMAPS[:1], _SHARD_ROWS, _ATTRIBUTES, r"made with arrays\.keypoints = .*, but None is asked for"),
+        (_HEATMAPS, _SHARD_ROWS, {**_ATTRIBUTES, "dataset": "ntu60"}, "dataset = 'demo', but 'ntu60' is"),
+        (
+            _HEATMAPS,
+            9,
+            {**_ATTRIBUTES, "parameters": {"size": 7}},
+            r"parameters\.size = 6, but 7 is asked for; with shard_rows = 8, but 9 is asked for; run",
+        ),
         (_HEATMAPS, _SHARD_ROWS, {**_ATTRIBUTES, "fingerprint": "x"}, "fingerprint = 'abc', but 'x'"),
         (_HEATMAPS, _SHARD_ROWS, {"dataset": "demo"}, "fingerprint = 'abc', but None"),
     ],
@@ -217,6 +228,24 @@ def test_a_store_of_other_parameters_is_refused(tmp_path, arrays, shard_rows, at
     assert len(open_store(tmp_path)) == 3
 
 
+@pytest.mark.parametrize(
+    ("expected", "message"),
+    [
+        (
+            {"dataset": "ntu60"},
+            "made with dataset = 'demo', but 'ntu60' is asked for; run the stage that makes",
+        ),
+        ({"parameters": {"size": 7}}, r"made with parameters\.size = 6, but 7 is asked for"),
+        ({"parameters": {"size": 6, "sigma": 0.6}}, r"made with parameters\.sigma = None, but 0\.6"),
+    ],
+)
+def test_a_store_is_not_opened_as_another(tmp_path, expected, message):
+    _make_heatmaps(tmp_path)
+    assert len(open_store(tmp_path, {"dataset": "demo", "parameters": {"size": 6}})) == 3
+    with pytest.raises(StaleStoreError, match=message):
+        open_store(tmp_path, expected)
+
+
 def test_a_folder_without_a_store_is_named(tmp_path):
     with pytest.raises(CacheError, match=r"gone\.zarr: no store here"):
         open_store(tmp_path / "gone.zarr")
@@ -224,16 +253,18 @@ def test_a_folder_without_a_store_is_named(tmp_path):
 
 def test_a_foreign_group_is_refused(tmp_path):
     zarr.create_group(tmp_path)
-    with pytest.raises(CacheError, match=r"found format \(None, None\), expected \('harcache.clips', 1\)"):
+    with pytest.raises(CacheError, match=r"found format \(None, None\), expected \('harcache.clips', 2\)"):
         open_store(tmp_path)
 
 
 def test_another_format_version_is_refused(tmp_path):
     _make_heatmaps(tmp_path)
     metadata = json.loads((tmp_path / "zarr.json").read_text())
-    metadata["attributes"]["format_version"] = 2
+    metadata["attributes"]["format_version"] = 3
     (tmp_path / "zarr.json").write_text(json.dumps(metadata))
-    with pytest.raises(CacheError, match=r"found format \('harcache.clips', 2\)"):
+    with pytest.raises(
+        CacheError, match=r"found format \('harcache.clips', 3\), expected \('harcache.clips', 2\); delete"
+    ):
         open_store(tmp_path)
 
 
@@ -244,18 +275,83 @@ def test_damaged_metadata_are_named(tmp_path):
         open_store(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["clip_id", "start", "length", "box", "image_size"])
+_INDEX = ("clip_id", "start", "length", "box", "image_size", "frame")
+
+
+def _read_all(path) -> None:
+    store = open_store(path)
+    for name in ("volume", "keypoints"):
+        store.read(name, "a")
+    store.frame_numbers("a")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_bit_of_the_index_or_the_metadata_changes_unseen(tmp_path, data):
+    root = tmp_path / "store"
+    if not root.exists():
+        _make_heatmaps(root)
+    files = [root / "zarr.json", *(root / name / "zarr.json" for name in ("volume", "keypoints", *_INDEX))]
+    files += [path for name in _INDEX for path in (root / name / "c").rglob("*") if path.is_file()]
+    path = data.draw(st.sampled_from(sorted(files)))
+    content = path.read_bytes()
+    damaged = bytearray(content)
+    bit = data.draw(st.integers(0, 8 * len(content) - 1))
+    damaged[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(damaged)
+    assert list(index_problems(root)) == [path]
+    with pytest.raises(CacheError):
+        _read_all(root)
+    path.unlink()
+    assert list(index_problems(root)) == [path]
+    with pytest.raises(CacheError):
+        _read_all(root)
+    path.write_bytes(content)
+    assert index_problems(root) == {}
+    _read_all(root)
+
+
+@pytest.mark.parametrize("name", _INDEX[:-1])
 def test_a_damaged_index_is_named(tmp_path, name):
     _make_heatmaps(tmp_path)
     chunk = next(path for path in (tmp_path / name / "c").rglob("*") if path.is_file())
     damaged = bytearray(chunk.read_bytes())
     damaged[-6] ^= 1
     chunk.write_bytes(damaged)
-    with pytest.raises(CacheError, match=f"{name}: the clip index is damaged"):
+    with pytest.raises(CacheError, match=rf"{name}/c/0\S*: the clip index is damaged, it does not match its"):
         open_store(tmp_path)
     chunk.unlink()
-    with pytest.raises(CacheError, match=f"{name}: the clip index is damaged .its chunk is missing"):
+    with pytest.raises(
+        CacheError, match=rf"{name}/c/0\S*: the clip index is damaged, it is missing; run 'har"
+    ):
         open_store(tmp_path)
+
+
+def test_damaged_metadata_are_written_anew_with_the_index(tmp_path):
+    _make_heatmaps(tmp_path)
+    path = tmp_path / "volume" / "zarr.json"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"clevel": 5', b'"clevel": 7'))
+    create_store(tmp_path, _HEATMAPS, _SHARD_ROWS, _ATTRIBUTES)
+    write_index(tmp_path, _ENTRIES)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("damage", ["none", "changed", "gone"])
+def test_a_store_marked_incomplete_is_refused_until_its_index_is_made_anew(tmp_path, damage):
+    _make_heatmaps(tmp_path)
+    metadata = tmp_path / "zarr.json"
+    content = metadata.read_bytes()
+    if damage != "none":
+        metadata.unlink()
+    if damage == "changed":
+        metadata.write_bytes(content.replace(b"abc", b"abd"))
+    mark_incomplete(tmp_path)
+    with pytest.raises(CacheError, match="no store here" if damage != "none" else "the store is incomplete"):
+        open_store(tmp_path)
+    create_store(tmp_path, _HEATMAPS, _SHARD_ROWS, _ATTRIBUTES)
+    write_index(tmp_path, _ENTRIES)
+    assert metadata.read_bytes() == content
 
 
 def test_a_missing_shard_is_never_zeros(tmp_path):

@@ -9,7 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.sampling import (
+    clip_keys,
     clip_rng,
+    draw_chances,
+    draw_samples,
+    epoch_keys,
     rgb_positions,
     stored_frames,
     uniform_sample_test,
@@ -90,6 +94,78 @@ def test_a_train_sample_can_take_every_frame_of_a_clip():
         assert seen == set(range(n))
 
 
+def _drawn(lengths: list[int], clip_len: int, ids: list[str], seed: int = 0, epoch: int = 0) -> np.ndarray:
+    return draw_samples(np.array(lengths), clip_len, epoch_keys(seed, epoch, clip_keys(ids)))
+
+
+@given(
+    lengths=st.lists(frames, min_size=1, max_size=40),
+    clip_len=st.integers(1, 120),
+    seed=st.integers(0, 2**63),
+    epoch=st.integers(0, 10**6),
+)
+def test_a_clips_train_sample_does_not_depend_on_the_clips_drawn_with_it(lengths, clip_len, seed, epoch):
+    ids = [f"clip {number}" for number in range(len(lengths))]
+    together = _drawn(lengths, clip_len, ids, seed, epoch)
+    for length, id, sample in zip(lengths, ids, together, strict=True):
+        np.testing.assert_array_equal(_drawn([length], clip_len, [id], seed, epoch), sample[None])
+
+
+def test_many_clips_are_each_sampled_within_their_frames():
+    lengths = np.random.default_rng(0).integers(1, 300, 5000)
+    ids = [str(number) for number in range(5000)]
+    together = _drawn(lengths.tolist(), 48, ids)
+    assert (together >= 0).all() and (together < lengths[:, None]).all()
+    for number in (0, 2047, 2048, 4999):
+        np.testing.assert_array_equal(
+            together[number], _drawn([lengths[number]], 48, ids[number : number + 1])[0]
+        )
+
+
+@pytest.mark.parametrize("other", [{"seed": 2}, {"epoch": 1}, {"ids": ["b"]}, {"seed": 2, "epoch": 1}])
+def test_another_seed_epoch_or_clip_is_sampled_otherwise(other):
+    first = _drawn([300], 48, ["a"], seed=1, epoch=2)
+    assert not np.array_equal(_drawn([300], 48, **{"ids": ["a"], "seed": 1, "epoch": 2} | other), first)
+
+
+@pytest.mark.parametrize("length", [30, 48, 70, 200])
+def test_all_clips_together_take_every_frame_as_often_as_chance_would_have_it(length):
+    count = 20_000
+    taken = _drawn([length] * count, 48, [str(number) for number in range(count)])
+    often = np.bincount(taken.ravel(), minlength=length) / count
+    rng = np.random.default_rng(1)
+    if length < 48:
+        expected = np.full(length, 48 / length)
+    elif length < 96:
+        places = rng.random((count, 49)).argsort(1) < length - 48
+        expected = np.bincount((np.arange(48) + places.cumsum(1)[:, :-1]).ravel(), minlength=length) / count
+    else:
+        edges = np.arange(49) * length // 48
+        expected = np.repeat(1 / np.diff(edges), np.diff(edges))
+    # Seven standard deviations of the difference of two such frequencies.
+    np.testing.assert_allclose(often, expected, atol=7 * (0.5 / count) ** 0.5)
+
+
+def test_chances_are_even_and_independent_of_the_frames():
+    keys = epoch_keys(0, 0, clip_keys([str(number) for number in range(20_000)]))
+    chances = draw_chances(keys)
+    assert chances.min() >= 0 and chances.max() < 1
+    np.testing.assert_allclose(np.histogram(chances, 10, (0, 1))[0] / len(keys), 0.1, atol=0.015)
+    starts = draw_samples(np.full(len(keys), 40), 48, keys)[:, 0]
+    assert abs(np.corrcoef(chances, starts)[0, 1]) < 0.05
+
+
+def test_train_samples_never_change_with_a_new_numpy():
+    lengths = list(range(1, 400))
+    taken = _drawn(lengths, 48, [str(length) for length in lengths], seed=3, epoch=4)
+    assert hashlib.blake2b(taken.astype("<i8").tobytes(), digest_size=8).hexdigest() == "97009bc845753777"
+
+
+def test_a_test_sample_that_is_kept_can_not_be_spoilt():
+    with pytest.raises(ValueError, match="read-only"):
+        uniform_sample_test(100, 48)[0, 0] = 7
+
+
 @given(seed=st.integers(0, 2**63), epoch=st.integers(0, 10**6), clip=st.text())
 def test_a_clips_generator_depends_on_its_arguments_alone(seed, epoch, clip):
     np.random.rand()
@@ -129,6 +205,7 @@ def test_rgb_frames_that_do_not_divide_the_sample_are_refused():
         lambda: stored_frames(0),
         lambda: uniform_sample_test(0, 48),
         lambda: uniform_sample_train(0, 48, clip_rng(0, 0, "a")),
+        lambda: _drawn([5, 0], 48, ["a", "b"]),
     ],
 )
 def test_an_empty_clip_is_refused(draw):

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import HarcacheError
 from pipeline.files import partial_path
@@ -12,6 +14,8 @@ from pipeline.parts import (
     Outcome,
     Record,
     dataset_lock,
+    discard_part,
+    file_problem,
     publish,
     read_records,
     remove_part,
@@ -108,6 +112,17 @@ def test_a_part_that_is_not_there_can_not_be_removed(tmp_path: Path) -> None:
         remove_part(tmp_path, tmp_path, 4)
 
 
+@pytest.mark.parametrize("record", ["whole", "damaged", "gone"])
+def test_a_part_is_discarded_whatever_its_record(tmp_path: Path, record: str) -> None:
+    _publish(tmp_path)
+    if record == "damaged":
+        (tmp_path / "part-00000.json").write_text("{")
+    elif record == "gone":
+        (tmp_path / "part-00000.json").unlink()
+    discard_part(tmp_path, 0, [tmp_path / "part-00000.h5"])
+    assert _names(tmp_path) == []
+
+
 def test_a_missing_folder_has_no_records(tmp_path: Path) -> None:
     assert read_records(tmp_path / "nowhere") == []
 
@@ -115,18 +130,44 @@ def test_a_missing_folder_has_no_records(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"part"', '"prt"', r"part-00000.json is no readable record \('part'\)"),
-        ('"format": 1', '"format": 2', "format 2: this version reads 1"),
+        (
+            '"part"',
+            '"prt"',
+            "part-00000.json is no readable record .it does not match its digest.; run 'harcache cache",
+        ),
+        ('"format": 2', '"format": 3', "format 3: this version reads 2"),
+        ('"id": "a"', '"id": "c"', "it does not match its digest"),
+        ('"length": 7', '"length":\t7', "it does not match its digest"),
+        ('"digest": "', '"digest": "0', "it does not match its digest"),
         ('"status"', '"state"', "is no readable record"),
         ("}", "", "is no readable record"),
-        ('"part": 0', '"part": 1', "part-00000.json is the record of part 1"),
     ],
 )
 def test_a_damaged_record_fails_and_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:
     _publish(tmp_path)
     path = tmp_path / "part-00000.json"
-    path.write_text(path.read_text().replace(old, new))
+    text = path.read_text()
+    assert text != text.replace(old, new)
+    path.write_text(text.replace(old, new))
     with pytest.raises(HarcacheError, match=message):
+        read_records(tmp_path)
+
+
+@settings(max_examples=200)
+@given(place=st.integers(0), damage=st.sampled_from(["flip", "cut"]))
+def test_no_bit_of_a_record_changes_unseen(place: int, damage: str) -> None:
+    content = bytearray(Record(3, OUTCOMES, (("part-00003.h5", 5, "ab"),)).to_json().encode())
+    byte, bit = place // 8 % len(content), place % 8
+    if damage == "flip":
+        content[byte] ^= 1 << bit
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        Record.from_json((content if damage == "flip" else content[:byte]).decode())
+
+
+def test_a_record_under_another_parts_name_is_refused(tmp_path: Path) -> None:
+    _publish(tmp_path)
+    (tmp_path / "part-00000.json").rename(tmp_path / "part-00001.json")
+    with pytest.raises(HarcacheError, match=r"part-00001\.json is the record of part 0"):
         read_records(tmp_path)
 
 
@@ -145,6 +186,29 @@ def test_a_flipped_bit_is_found_by_the_checksum_alone(tmp_path: Path) -> None:
     (tmp_path / "part-00000.h5").write_bytes(b"boxer")
     assert verify_files(tmp_path, record)
     assert not verify_files(tmp_path, record, checksums=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"boxes", None),
+        (b"boxer", "does not match its record's digest"),
+        (b"box", "has 3 bytes, its record says 5"),
+        (None, "is missing"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told(
+    tmp_path: Path, content: bytes | None, problem: str | None
+) -> None:
+    ((name, size, digest),) = _publish(tmp_path).files
+    path = tmp_path / name
+    path.unlink() if content is None else path.write_bytes(content)
+    assert file_problem(path, size, digest) == problem
+
+
+def test_a_file_that_the_disk_does_not_give_is_told_of() -> None:
+    # The kernel refuses to read this one, as it does a bad sector.
+    assert file_problem(Path("/proc/self/mem"), 0, "ab") == "cannot be read (Input/output error)"
 
 
 _HOLD_LOCK = """

@@ -170,6 +170,18 @@ def test_new_clips_make_new_parts_alone(workspace: Workspace) -> None:
     assert _remade(before, _stamps(workspace.detections)) == {"part-00002.h5", "part-00002.json"}
 
 
+def test_what_a_killed_run_left_half_written_is_swept_up(workspace: Workspace) -> None:
+    folder = workspace.detections
+    _build(workspace, _clips(3))
+    left = [folder / "part-00007.h5.partial", folder / "within" / "zarr.json.0a1b.partial"]
+    left[1].parent.mkdir()
+    for path in left:
+        path.write_bytes(b"half")
+    _build(workspace, _clips(3))
+    assert not any(path.exists() for path in left)
+    assert part_file(folder, 0).is_file()
+
+
 def test_a_lost_file_is_made_again(workspace: Workspace) -> None:
     _build(workspace, _clips(6))
     part_file(workspace.detections, 1).unlink()
