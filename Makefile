@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 READY := $(VENV)/.ready
+INSTALL = VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --constraints constraints.txt --editable
 
 export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
@@ -15,7 +16,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade uv
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --editable ".[yolo,test,lint]" --constraints constraints.txt
+	$(INSTALL) ".[yolo,test,lint]"
 	touch $(READY)
 
 # Draws the demo's videos where they are missing, then builds what is out of date.
@@ -31,6 +32,12 @@ lint: $(READY)
 	ruff check .
 	ruff format --check .
 	mypy
+
+# The README's figures of speed, on this machine; the loader's rivals are installed for it.
+bench: $(READY)
+	$(INSTALL) ".[bench]"
+	harcache bench loader
+	harcache bench model
 
 # The demo's small detector and pose network, from nothing; takes about two hours on two cores.
 weights: $(READY)

@@ -4,6 +4,8 @@ Modules are imported by the command that needs them, so that help and errors com
 """
 
 import importlib
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,8 +107,12 @@ def _run(
     from pipeline.engine import Engine
     from pipeline.params import load_params
     from pipeline.parts import dataset_lock
+    from pipeline.processes import end_with_parent
     from stages.workspace import Workspace, choose_device
 
+    if "DVC_STAGE" in os.environ:
+        # Else a killed `dvc repro` leaves its command behind, which holds the dataset.
+        end_with_parent()
     params = load_params("params.yaml", dataset=dataset)
     if stage in _ON_DEVICE:
         options["device"] = choose_device(device)
@@ -141,6 +147,174 @@ def train(network: str, **options: Any) -> None:
 @main.group()
 def bench() -> None:
     """Measure on this machine, rivals side by side; docs/benchmarks.md has what was found."""
+
+
+@bench.command(name="loader")
+@click.option("--clips", type=click.IntRange(1), default=24, help="Clips to film, of 96 frames each.")
+@click.option("--rounds", type=click.IntRange(1), default=7, help="Times that each way is measured.")
+@click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="File for the results.")
+def bench_loader(clips: int, rounds: int, out: Path | None) -> None:
+    """Time samples from the stores beside the released way, zarr-python, LitData, WebDataset and the limit.
+
+    Example: harcache bench loader --json loader.json
+    """
+    from benchmarks.loader import as_table, measure
+    from benchmarks.timing import write_results
+
+    results = measure(clips, rounds)
+    click.echo(as_table(results))
+    write_results(out, results)
+
+
+@bench.command(name="model")
+@click.option("--size", type=click.IntRange(32), default=224, help="Pixels of a frame's side.")
+@click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="File for the results.")
+def bench_model(size: int, out: Path | None) -> None:
+    """Time EPAM-Net and its Conv3d form, forward and in training, and find the memory that they need.
+
+    Example: harcache bench model --json model.json
+    """
+    from benchmarks.model import as_table, measure
+    from benchmarks.timing import write_results
+
+    results = measure(size)
+    click.echo(as_table(results))
+    write_results(out, results)
+
+
+@bench.command(name="scale")
+@click.option("--clips", type=click.IntRange(16), default=114_480, help="NTU RGB+D 120 has 114,480.")
+@click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="File for the results.")
+def bench_scale(clips: int, out: Path | None) -> None:
+    """Time what grows with the number of CLIPS, at that number and a sixteenth: on indices without frames.
+
+    Example: harcache bench scale --json scale.json
+    """
+    from benchmarks.scale import as_table, measure
+    from benchmarks.timing import write_results
+
+    results = measure(clips)
+    click.echo(as_table(results))
+    write_results(out, results)
+
+
+@main.command(name="models")
+@click.option("--classes", type=click.IntRange(1), default=60, help="Actions to tell apart.")
+def list_models(classes: int) -> None:
+    """Print every network's parameters and multiply-adds, beside the figures that its paper prints.
+
+    Example: harcache models
+    """
+    from models.summary import as_table, summarise
+
+    click.echo(as_table(summarise(classes)))
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--input",
+    "sizes",
+    type=(str, int, int, int),
+    multiple=True,
+    help="An input's name, frames, height and width. [default: as in the paper]",
+)
+def export(checkpoint: Path, out: Path, sizes: tuple[tuple[str, int, int, int], ...]) -> None:
+    """Write a trained network for other programs: OUT ends with .pt2 (torch.export) or .onnx.
+
+    Example: harcache export network.pt network.onnx --input rgb 4 64 64
+    """
+    from models.export import export_checkpoint
+
+    shapes = export_checkpoint(
+        checkpoint, out, {name: (frames, height, width) for name, frames, height, width in sizes}
+    )
+    taken = ", ".join(f"{name} (clips, {', '.join(map(str, shape))})" for name, shape in shapes.items())
+    click.echo(f"{out}: takes {taken}")
+
+
+@main.group()
+def weights() -> None:
+    """Bring in the weights of action recognition networks that others trained."""
+
+
+@weights.command(name="import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
+def import_weights(file: Path, out: Path) -> None:
+    """Make a checkpoint of a FILE that the released EPAM-Net implementation wrote.
+
+    Example: harcache weights import epam_net_ntu60_xsub.pth --out checkpoint.pt
+    """
+    from models.checkpoints import import_released_checkpoint
+
+    network = import_released_checkpoint(file, out)
+    click.echo(f"{out}: {type(network).__name__} {network.config}")
+
+
+@main.group()
+def cache() -> None:
+    """Look into a dataset's caches, and check that no bit of them has changed."""
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def _workspace(dataset: str) -> Any:
+    from stages.workspace import Workspace
+
+    return Workspace.under(Path(), dataset, Path("videos"))
+
+
+@cache.command(name="info")
+@click.argument("dataset")
+@_json_option
+def cache_info(dataset: str, as_json: bool) -> None:
+    """Say what the caches hold: clips, rows, bytes, codecs, classes of each split, failures.
+
+    Example: harcache cache info demo
+    """
+    from stages import caches
+
+    found = caches.info(_workspace(dataset))
+    click.echo(json.dumps(found, indent=1) if as_json else caches.describe(found))
+
+
+@cache.command(name="digest")
+@click.argument("dataset")
+@_json_option
+def cache_digest(dataset: str, as_json: bool) -> None:
+    """Print a digest of each clip's decoded values, and one of all clips.
+
+    They are equal for caches that hold the same, built in one go or in steps.
+
+    Example: harcache cache digest demo
+    """
+    from stages import caches
+
+    clips = caches.digests(_workspace(dataset))
+    total = caches.total(clips)
+    if as_json:
+        click.echo(json.dumps({"dataset": dataset, "digest": total, "clips": clips}, indent=1))
+    else:
+        click.echo("\n".join([*(f"{digest}  {id}" for id, digest in clips.items()), f"{total}  total"]))
+
+
+@cache.command(name="verify")
+@click.argument("dataset")
+@click.option("--repair", is_flag=True, help="Remove damaged parts, so that their stages make them again.")
+def cache_verify(dataset: str, repair: bool) -> None:
+    """Find every changed, cut or missing file, and name the clips in it.
+
+    Ends with 1 when something is wrong; with --repair it ends with 0 once all of that is marked to be made
+    again, by `dvc repro` or by the stages that it names.
+
+    Example: harcache cache verify demo
+    """
+    from stages import verify
+
+    verify.report(verify.verify(_workspace(dataset), repair), dataset, repair)
 
 
 @main.command()

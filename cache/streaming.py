@@ -1,14 +1,20 @@
-"""Batches for training straight from the stores: threads decode rows into memory that is used again.
+"""Batches for training straight from the stores: processes decode rows into memory that is used again.
 
-A batch is a pure function of seed, epoch and place, so neither threads nor ranks change it and training
-goes on in mid-epoch. The price of reused memory: on the CPU a batch is overwritten soon after it was taken.
+Processes, since threads take turns between rows; their shared memory is not of /dev/shm, which containers
+keep small. A batch is a pure function of seed, epoch and place, so neither processes nor ranks change it and
+training goes on in mid-epoch. The price of reused memory: on the CPU a batch is soon overwritten.
 """
 
+import signal
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, Protocol
+from mmap import MADV_HUGEPAGE, mmap
+from multiprocessing import get_context
+from typing import Any, Literal, Protocol
+from weakref import finalize
 
 import numpy as np
 import torch
@@ -16,22 +22,39 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cache.sampling import clip_rng, rgb_positions, uniform_sample_test, uniform_sample_train
+from cache.heatmaps import draw_heatmaps
+from cache.sampling import (
+    clip_keys,
+    clip_rng,
+    draw_chances,
+    draw_samples,
+    epoch_keys,
+    rgb_positions,
+    uniform_sample_test,
+)
 from pipeline.errors import HarcacheError
 from pipeline.keypoints import COCO_MIRRORED
+from pipeline.processes import end_with_parent
 
-__all__ = ["ClipDataset", "ClipLoader", "RowReader", "Store", "prepare"]
+__all__ = ["Batch", "ClipDataset", "ClipLoader", "RowReader", "Store", "prepare"]
 
+# Samples; more at once would hold up the first batch for longer and save no time.
+_DRAWN_AT_ONCE = 1024
 _RGB_MEAN = (123.675, 116.28, 103.53)
 _RGB_STD = (58.395, 57.12, 57.375)
 
 Batch = dict[str, Tensor]
+"""What ``ClipDataset`` describes, stacked along a first axis."""
+
+_Drawn = tuple[int, NDArray[np.int64], bool]
+"""A sample, its frames, and whether it is mirrored."""
 
 
 class RowReader(Protocol):
-    """Reads rows of one array, as ``cache.shard_reader.ShardReader`` does, from many threads at once."""
+    """Reads rows of one array, as ``cache.shard_reader.ShardReader`` does, also in forked processes."""
 
     row_shape: tuple[int, ...]
+    dtype: np.dtype
 
     def read_rows(self, rows: NDArray[np.int64], out: np.ndarray) -> None:
         """Decode row ``rows[i]`` into ``out[i]``."""
@@ -53,7 +76,8 @@ class ClipDataset(Dataset[Batch]):
     ``clips`` are pairs of clip id and label. A sample has, as far as the stores are given,
 
     - rgb: (rgb_frames, H, W, 3) uint8, at every (clip_len / rgb_frames)-th of the sampled frames
-    - heatmaps: (clip_len, K, h, w) uint8, 255 for a certain joint
+    - heatmaps: (clip_len, K, h, w) uint8, 255 for a certain joint; or, with ``heatmap_source`` "keypoints",
+      keypoints: (clip_len, persons, K, 3) float16, which ``prepare`` draws: for training that moves them
     - label: int64; index: int64, which of ``clips`` it is; flip: bool, whether ``prepare`` is to mirror it
 
     With ``train`` frames and flips are drawn from (seed, epoch, clip id); else frames are those of testing,
@@ -69,6 +93,7 @@ class ClipDataset(Dataset[Batch]):
         *,
         rgb: Store | None = None,
         heatmaps: Store | None = None,
+        heatmap_source: Literal["volume", "keypoints"] = "volume",
         train: bool,
         seed: int = 0,
         flip: float = 0.5,
@@ -79,12 +104,14 @@ class ClipDataset(Dataset[Batch]):
         self.train, self.seed, self.flip, self.views = train, seed, flip, views
         self._ids = [id for id, _ in clips]
         self._labels = [label for _, label in clips]
+        self._keys = clip_keys(self._ids)
         self._clip_len = clip_len
         self._arrays: dict[str, _Array] = {}
         if rgb is not None:
             self._arrays["rgb"] = _array(rgb, "frames", self._ids, rgb_positions(clip_len, rgb_frames))
         if heatmaps is not None:
-            self._arrays["heatmaps"] = _array(heatmaps, "volume", self._ids, np.arange(clip_len))
+            name = "heatmaps" if heatmap_source == "volume" else "keypoints"
+            self._arrays[name] = _array(heatmaps, heatmap_source, self._ids, np.arange(clip_len))
         self._lengths = _common_lengths(self._ids, self._arrays)
 
     def __len__(self) -> int:
@@ -96,29 +123,47 @@ class ClipDataset(Dataset[Batch]):
         self.read(index, 0, {name: value.numpy() for name, value in batch.items()}, 0)
         return {name: value[0] for name, value in batch.items()}
 
-    def allocate(self, count: int, pinned: bool = False) -> Batch:
-        """Return memory for a batch of ``count`` samples, where asked pinned for copies to a GPU."""
+    def allocate(self, count: int) -> Batch:
+        """Return memory for a batch of ``count`` samples."""
         batch = {
-            name: torch.empty((count, *array.sample_shape), dtype=torch.uint8, pin_memory=pinned)
+            name: torch.empty((count, *array.sample_shape), dtype=array.torch_dtype)
             for name, array in self._arrays.items()
         }
         for name, dtype in (("label", torch.int64), ("index", torch.int64), ("flip", torch.bool)):
-            batch[name] = torch.empty(count, dtype=dtype, pin_memory=pinned)
+            batch[name] = torch.empty(count, dtype=dtype)
         return batch
 
     def draw(self, index: int, epoch: int) -> tuple[NDArray[np.int64], bool]:
         """Return the frames of a sample, (clip_len,) numbered from the clip's first row, and its flip."""
-        clip, view = divmod(index, self.views)
-        length = int(self._lengths[clip])
-        if not self.train:
-            return uniform_sample_test(length, self._clip_len, self.views)[view], False
-        rng = clip_rng(self.seed, epoch, self._ids[clip])
-        flip = rng.random() < self.flip
-        return uniform_sample_train(length, self._clip_len, rng), flip
+        frames, flips = self.draws(np.array([index]), epoch)
+        return frames[0], bool(flips[0])
+
+    def draws(self, samples: NDArray[np.int64], epoch: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return frames (n, clip_len) and flips (n,) of samples (n,) as ``draw`` does, in much less time."""
+        clips, views = np.divmod(samples, self.views)
+        lengths = self._lengths[clips]
+        if self.train:
+            keys = epoch_keys(self.seed, epoch, self._keys[clips])
+            return draw_samples(lengths, self._clip_len, keys), draw_chances(keys) < self.flip
+        frames = [
+            uniform_sample_test(length, self._clip_len, self.views)[view]
+            for length, view in zip(lengths.tolist(), views.tolist(), strict=True)
+        ]
+        return np.stack(frames), np.zeros(len(samples), bool)
 
     def read(self, index: int, epoch: int, batch: Mapping[str, np.ndarray], place: int) -> None:
         """Decode a sample into place ``place`` of a batch as ``allocate`` makes it."""
-        frames, flip = self.draw(index, epoch)
+        self.decode(index, *self.draw(index, epoch), batch, place)
+
+    def decode(
+        self,
+        index: int,
+        frames: NDArray[np.int64],
+        flip: bool,
+        batch: Mapping[str, np.ndarray],
+        place: int,
+    ) -> None:
+        """Decode a sample whose frames and flip are drawn into place ``place`` of a batch."""
         clip = index // self.views
         for name, array in self._arrays.items():
             array.reader.read_rows(array.starts[clip] + frames[array.positions], batch[name][place])
@@ -139,6 +184,10 @@ class _Array:
     @property
     def sample_shape(self) -> tuple[int, ...]:
         return (len(self.positions), *self.reader.row_shape)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return torch.from_numpy(np.empty(0, self.reader.dtype)).dtype
 
 
 def _array(store: Store, name: str, ids: Sequence[str], positions: NDArray[np.int64]) -> _Array:
@@ -165,7 +214,7 @@ def _common_lengths(ids: Sequence[str], arrays: Mapping[str, _Array]) -> NDArray
 
 
 class ClipLoader:
-    """Batches of a dataset, decoded ahead by threads; each iteration is one epoch, or the rest of one.
+    """Batches of a dataset, decoded ahead by processes; each iteration is one epoch, or the rest of one.
 
     ``batch_size`` counts the samples of all ``ranks`` together; rank r takes every ``ranks``-th, from its
     r-th on. The last batch of an epoch may be smaller; the epoch's first samples fill it up to a multiple of
@@ -175,7 +224,8 @@ class ClipLoader:
     memory; on the CPU it is used again once two more batches are taken or another iteration begins.
 
     Raises:
-        HarcacheError: ``batch_size`` is no multiple of ``ranks``. What fails in a thread, ``next`` raises.
+        HarcacheError: ``batch_size`` is no multiple of ``ranks``. What fails in a process, ``next`` raises;
+            it raises HarcacheError too when a process was killed.
     """
 
     def __init__(
@@ -183,7 +233,7 @@ class ClipLoader:
         dataset: ClipDataset,
         batch_size: int,
         *,
-        threads: int = 2,
+        workers: int = 2,
         prefetch: int = 2,
         device: str | torch.device = "cpu",
         rank: int = 0,
@@ -192,11 +242,13 @@ class ClipLoader:
         if batch_size < 1 or batch_size % ranks:
             raise HarcacheError(f"batch_size is {batch_size}; set it to a multiple of the {ranks} processes")
         self._dataset, self._batch_size = dataset, batch_size
-        self._threads, self._prefetch = threads, prefetch
+        self._workers, self._prefetch = workers, prefetch
         self._device = torch.device(device)
         self._rank, self._ranks = rank, ranks
         self._epoch, self._next_batch = 0, 0
         self._slots: list[_Slot] = []
+        self._started: deque[tuple[_Slot, list[Future[int]]]] = deque()
+        self._pool: ProcessPoolExecutor | None = None
         self._running: Generator[Batch, None, None] | None = None
 
     def __len__(self) -> int:
@@ -204,9 +256,13 @@ class ClipLoader:
         return -(-len(self._dataset) // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        # An iteration left in the middle still has threads that write into the slots.
         if self._running is not None:
             self._running.close()
+        # An iteration left in the middle has processes that still write into the slots. Waiting for them as
+        # it closes would be wrong: the garbage collector may close it in the thread that they report to.
+        left = [future for _, futures in self._started for future in futures]
+        wait([future for future in left if not future.cancel()])
+        self._started.clear()
         self._running = self._batches()
         return self._running
 
@@ -233,20 +289,22 @@ class ClipLoader:
 
     def _batches(self) -> Generator[Batch, None, None]:
         epoch, first, end = self._epoch, self._next_batch, len(self)
-        order = self._order(epoch)
-        started: deque[tuple[_Slot, list[Future[None]]]] = deque()
-        with ThreadPoolExecutor(self._threads, "decode") as pool:
-            try:
-                for number in range(first, end + self._prefetch):
-                    if number < end:
-                        started.append(self._start(pool, epoch, number, order))
-                    if number >= first + self._prefetch:
-                        batch = self._finish(*started.popleft())
-                        self._advance(epoch, number - self._prefetch + 1)
-                        yield batch
-            finally:
-                for future in (future for _, futures in started for future in futures):
-                    future.cancel()
+        drawn = self._drawn(epoch, first)
+        try:
+            for number in range(first, end + self._prefetch):
+                if number < end:
+                    self._started.append(self._start(number, next(drawn)))
+                if number >= first + self._prefetch:
+                    batch = self._finish(*self._started[0])
+                    self._started.popleft()
+                    self._advance(epoch, number - self._prefetch + 1)
+                    yield batch
+        except BrokenProcessPool as error:
+            self._pool = None
+            raise HarcacheError(
+                "a process that decodes batches was killed, perhaps as memory ran out; "
+                "use smaller batches or free memory, and start training again"
+            ) from error
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         """Return every sample of an epoch once, (n,), and some again so that ``ranks`` divides n."""
@@ -256,33 +314,40 @@ class ClipLoader:
             order = clip_rng(self._dataset.seed, epoch, "").permutation(count)
         return np.resize(order, -(-count // self._ranks) * self._ranks)
 
-    def _start(
-        self, pool: ThreadPoolExecutor, epoch: int, number: int, order: NDArray[np.int64]
-    ) -> "tuple[_Slot, list[Future[None]]]":
-        slot = self._slot(number)
-        begin = number * self._batch_size
-        samples = order[begin : begin + self._batch_size][self._rank :: self._ranks].tolist()
-        read = self._dataset.read
-        return slot, [
-            pool.submit(read, sample, epoch, slot.arrays, place) for place, sample in enumerate(samples)
-        ]
+    def _drawn(self, epoch: int, first: int) -> Iterator[list[_Drawn]]:
+        """Give this rank's samples with frames and flips, a list a batch, from number ``first`` on."""
+        size = self._batch_size // self._ranks
+        samples = self._order(epoch)[self._rank :: self._ranks][first * size :]
+        at_once = -(-_DRAWN_AT_ONCE // size) * size
+        for block in (samples[i : i + at_once] for i in range(0, len(samples), at_once)):
+            frames, flips = self._dataset.draws(block, epoch)
+            drawn = list(zip(block.tolist(), frames, flips.tolist(), strict=True))
+            yield from (drawn[i : i + size] for i in range(0, len(drawn), size))
 
-    def _slot(self, number: int) -> "_Slot":
-        """Return the memory for a batch, once nobody reads from it any more."""
-        on_gpu = self._device.type == "cuda"
-        if not self._slots:
-            # One is being worked on and one was just handed out when the last of the others is started.
-            count = self._batch_size // self._ranks
-            self._slots = [_Slot(self._dataset.allocate(count, on_gpu)) for _ in range(self._prefetch + 2)]
-        slot = self._slots[number % len(self._slots)]
+    def _start(self, number: int, samples: list[_Drawn]) -> "tuple[_Slot, list[Future[int]]]":
+        """Have the processes decode a batch, a share each."""
+        self._pool = self._pool or self._make_pool()
+        place = number % len(self._slots)
+        slot = self._slots[place]
         if slot.copied is not None:
             slot.copied.synchronize()
-        return slot
+        share = -(-len(samples) // self._workers)
+        return slot, [
+            self._pool.submit(_decode, place, first, samples[first : first + share])
+            for first in range(0, len(samples), share)
+        ]
 
-    def _finish(self, slot: "_Slot", futures: Sequence[Future[None]]) -> Batch:
-        for future in futures:
-            future.result()
-        batch = {name: value[: len(futures)] for name, value in slot.tensors.items()}
+    def _make_pool(self) -> ProcessPoolExecutor:
+        # One is being worked on and one was just handed out when the last of the others is started.
+        batch, pinned = self._dataset.allocate(self._batch_size // self._ranks), self._device.type == "cuda"
+        self._slots = [_Slot(batch, pinned) for _ in range(self._prefetch + 2)]
+        arrays = [slot.arrays for slot in self._slots]
+        # Forked, so that the dataset and the slots are theirs without a copy.
+        return ProcessPoolExecutor(self._workers, get_context("fork"), _adopt, (self._dataset, arrays))
+
+    def _finish(self, slot: "_Slot", futures: Sequence[Future[int]]) -> Batch:
+        count = sum(future.result() for future in futures)
+        batch = {name: value[:count] for name, value in slot.tensors.items()}
         if self._device.type == "cpu":
             return batch
         moved = {name: value.to(self._device, non_blocking=True) for name, value in batch.items()}
@@ -302,31 +367,75 @@ class ClipLoader:
 class _Slot:
     """The memory of one batch, as tensors and as arrays, and when a GPU has copied it."""
 
-    def __init__(self, tensors: Batch) -> None:
-        self.tensors = tensors
-        self.arrays = {name: value.numpy() for name, value in tensors.items()}
+    def __init__(self, like: Batch, pinned: bool) -> None:
+        self.tensors = {name: _shared(value) for name, value in like.items()}
+        self.arrays = {name: value.numpy() for name, value in self.tensors.items()}
         self.copied: Any = None
+        if pinned:
+            cuda = torch.cuda.cudart()
+            for value in self.tensors.values():
+                torch.cuda.check_error(cuda.cudaHostRegister(value.data_ptr(), value.nbytes, 0))
+                finalize(self, cuda.cudaHostUnregister, value.data_ptr())
 
 
-def prepare(batch: Mapping[str, Tensor], device: str | torch.device | None = None) -> Batch:
+def _shared(like: Tensor) -> Tensor:
+    """Return memory for such a tensor that forked processes share, in huge pages: half as many faults."""
+    memory = mmap(-1, like.nbytes)
+    memory.madvise(MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=like.dtype).view(like.shape)
+
+
+_adopted: tuple[ClipDataset, Sequence[Mapping[str, np.ndarray]]]
+"""In a process that decodes: what from, and the slots into which."""
+
+
+def _adopt(dataset: ClipDataset, slots: Sequence[Mapping[str, np.ndarray]]) -> None:
+    global _adopted
+    _adopted = dataset, slots
+    end_with_parent()
+    # Ctrl-C reaches this process too; whoever trains ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _decode(slot: int, first: int, samples: Sequence[_Drawn]) -> int:
+    """Decode samples into places from ``first`` on; return their number."""
+    dataset, slots = _adopted
+    for place, sample in enumerate(samples, first):
+        dataset.decode(*sample, slots[slot], place)
+    return len(samples)
+
+
+def prepare(
+    batch: Mapping[str, Tensor],
+    device: str | torch.device | None = None,
+    *,
+    heatmap_size: int = 56,
+    sigma: float = 0.6,
+) -> Batch:
     """Turn a batch into what the networks take, on ``device`` (default: where it is), in fresh memory.
 
     rgb becomes (B, 3, T, H, W) float32, normalised, and heatmaps (B, 17, T', h, w) float32 in 0..1, both laid
-    out channels-last; label and index stay. Samples with flip are mirrored, left and right keypoints
-    change places.
+    out channels-last; label and index stay. Keypoints become heatmaps of ``heatmap_size`` pixels, which
+    ``sigma`` is in too. Samples with flip are mirrored, left and right keypoints change places.
     """
     moved = {name: value.to(device or value.device, non_blocking=True) for name, value in batch.items()}
     flip = moved.pop("flip").view(-1, 1, 1, 1, 1)
     if "rgb" in moved:
         rgb = moved["rgb"]
         moved["rgb"] = _normalise(torch.where(flip, rgb.flip(3), rgb)).permute(0, 4, 1, 2, 3)
-    if "heatmaps" in moved:
-        heatmaps = moved["heatmaps"]
-        mirrored = heatmaps[:, :, list(COCO_MIRRORED)].flip(4)
-        frames = torch.where(flip, mirrored, heatmaps).flatten(0, 1)
-        frames = frames.to(torch.float32, memory_format=torch.channels_last).div_(255)
-        moved["heatmaps"] = frames.unflatten(0, heatmaps.shape[:2]).transpose(1, 2)
+    if "keypoints" in moved:
+        moved["heatmaps"] = _to_heatmaps(draw_heatmaps(moved.pop("keypoints"), heatmap_size, sigma), flip)
+    elif "heatmaps" in moved:
+        moved["heatmaps"] = _to_heatmaps(moved["heatmaps"], flip).div_(255)
     return moved
+
+
+def _to_heatmaps(maps: Tensor, flip: Tensor) -> Tensor:
+    """Mirror (B, T, K, h, w) where asked and lay it out as (B, K, T, h, w) float32."""
+    mirrored = maps[:, :, list(COCO_MIRRORED)].flip(4)
+    frames = torch.where(flip, mirrored, maps).flatten(0, 1)
+    frames = frames.to(torch.float32, memory_format=torch.channels_last)
+    return frames.unflatten(0, maps.shape[:2]).transpose(1, 2)
 
 
 def _normalise(rgb: Tensor) -> Tensor:

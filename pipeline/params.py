@@ -139,10 +139,14 @@ class RgbParams(_Params):
 
 @dataclass(frozen=True)
 class SampleParams(_Params):
-    """Frames of a sample: the paper's 48 poses, of which every third has its RGB frame."""
+    """Frames of a sample: the paper's 48 poses, of which every third has its RGB frame.
+
+    ``heatmaps``: read from the cached volume, or drawn on the device from the cached keypoints.
+    """
 
     clip_len: _Count = 48
     rgb_frames: _Count = 16
+    heatmaps: Literal["volume", "keypoints"] = "volume"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ persons and poses before it were found. The only stage that reads the truth.
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,22 +14,24 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from cache.annotations import read_detections, read_poses
-from cache.streaming import ClipLoader, prepare
+from cache.streaming import Batch, ClipLoader
 from models.checkpoints import load_network
 from pipeline.clips import Clip
 from pipeline.datasets.demo import Truth, object_pairs, read_truth
 from pipeline.engine import Engine
 from pipeline.files import write_atomically
-from pipeline.params import DatasetParams, TrainParams
+from pipeline.params import DatasetParams
 from pipeline.progress import progress
 from stages.boxes import overlaps
 from stages.building import inputs_from, parts_of
 from stages.train import (
     CHECKPOINT,
     Network,
+    check_stores,
     class_names,
     logits_of,
     make_dataset,
+    preparation,
     split_clips,
     training_params,
 )
@@ -48,10 +51,11 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> dict[str
     """Measure the trained networks on the test split; write and print metrics, and write predictions."""
     train = training_params(params)
     classes = class_names(workspace, train)
+    check_stores(params, workspace)
     clips = split_clips(workspace, train, "test")
     labels = np.array([clip.label(train.protocol) for clip in clips])
     scores: dict[str, np.ndarray] = {
-        network: _scores(network, workspace, train, clips) for network in _NETWORKS
+        network: _scores(network, params, workspace, clips) for network in _NETWORKS
     }
     scores["score_fusion"] = _softmax(scores["pose"]) + _softmax(scores["rgb"])
     metrics: dict[str, Any] = {
@@ -99,8 +103,11 @@ def pck(found: np.ndarray, true: np.ndarray) -> tuple[int, int]:
     return right, true.shape[0] * true.shape[1] * true.shape[2]
 
 
-def _scores(network: Network, workspace: Workspace, train: TrainParams, clips: Sequence[Clip]) -> np.ndarray:
+def _scores(
+    network: Network, params: DatasetParams, workspace: Workspace, clips: Sequence[Clip]
+) -> np.ndarray:
     """The sum of the heads' logits, averaged over the views of each clip: (clips, classes) float64."""
+    train = training_params(params)
     model, _ = load_network(workspace.training(network) / CHECKPOINT)
     model.to(workspace.device).eval()
     loader = ClipLoader(
@@ -108,7 +115,7 @@ def _scores(network: Network, workspace: Workspace, train: TrainParams, clips: S
     )
     total: np.ndarray | None = None
     with progress(len(loader), f"evaluate {network}", unit="batches") as bar:
-        for index, scores in _predict(model, loader, workspace.device):
+        for index, scores in _predict(model, loader, partial(preparation(params), device=workspace.device)):
             total = np.zeros((len(clips), scores.shape[1])) if total is None else total
             np.add.at(total, index, scores)
             bar.advance()
@@ -118,10 +125,10 @@ def _scores(network: Network, workspace: Workspace, train: TrainParams, clips: S
 
 @torch.inference_mode()
 def _predict(
-    model: torch.nn.Module, loader: ClipLoader, device: str
+    model: torch.nn.Module, loader: ClipLoader, prepare: Callable[..., Batch]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for batch in loader:
-        ready = prepare(batch, device)
+        ready = prepare(batch)
         scores = torch.stack(logits_of(model, ready)).sum(0)
         yield ready["index"].cpu().numpy(), scores.double().cpu().numpy()
 

@@ -6,6 +6,7 @@ moves them before it draws.
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
     cropped = Cropped.read(workspace, params.frames.max_frames)
     inputs = inputs_from(workspace.poses, cropped.clips)
     persons = params.pose.max_persons
-    parameters = asdict(params.heatmap) | asdict(params.frames) | {"persons": persons}
+    parameters = store_parameters(params)
     wanted = cropped.wanted(fingerprint("heatmap", parameters), lambda clip: inputs.fingerprints[clip.id])
     arrays = array_specs(params.heatmap, persons)
     store = StoreSpec("heatmap", workspace.heatmaps, arrays, params.heatmap.shard_rows, parameters)
@@ -63,6 +64,11 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
         persons,
     )
     return build_store(store, cropped, wanted, process, context, engine, workspace)
+
+
+def store_parameters(params: DatasetParams) -> dict[str, Any]:
+    """Return the parameters that the store's content depends on, which are kept in it."""
+    return asdict(params.heatmap) | asdict(params.frames) | {"persons": params.pose.max_persons}
 
 
 def array_specs(params: HeatmapParams, persons: int) -> tuple[ArraySpec, ArraySpec]:

@@ -6,6 +6,7 @@ lossy video already.
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -40,7 +41,7 @@ class Context:
 def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
     """Crop and encode the frames of every clip that has a crop."""
     cropped = Cropped.read(workspace, params.frames.max_frames)
-    parameters = asdict(params.rgb) | asdict(params.frames)
+    parameters = store_parameters(params)
     wanted = cropped.wanted(fingerprint("rgb", parameters), lambda clip: clip.fingerprint)
     store = StoreSpec("rgb", workspace.rgb, (array_spec(params.rgb),), params.rgb.shard_rows, parameters)
     context = Context(
@@ -52,6 +53,11 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
         params.frames.max_frames,
     )
     return build_store(store, cropped, wanted, process, context, engine, workspace)
+
+
+def store_parameters(params: DatasetParams) -> dict[str, Any]:
+    """Return the parameters that the store's content depends on, which are kept in it."""
+    return asdict(params.rgb) | asdict(params.frames)
 
 
 def array_spec(params: RgbParams) -> ArraySpec:

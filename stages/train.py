@@ -8,8 +8,9 @@ import io
 import logging
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import cache
-from cache.streaming import ClipDataset, ClipLoader, prepare
+from cache.streaming import Batch, ClipDataset, ClipLoader, prepare
 from models.checkpoints import load_network, save_checkpoint
 from models.epam_net import EPAMNet
+from models.memory import keep_freed_memory
 from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
 from pipeline.clips import Clip, read_classes, read_manifest
 from pipeline.engine import Engine
@@ -30,14 +32,18 @@ from pipeline.errors import HarcacheError, did_you_mean
 from pipeline.files import write_atomically
 from pipeline.params import DatasetParams, RecipeParams, TrainParams
 from pipeline.progress import progress
+from stages import heatmap as heatmap_stage
+from stages import rgb as rgb_stage
 from stages.workspace import Workspace
 
 __all__ = [
     "CHECKPOINT",
     "Network",
+    "check_stores",
     "class_names",
     "logits_of",
     "make_dataset",
+    "preparation",
     "run",
     "split_clips",
     "training_params",
@@ -58,11 +64,13 @@ def run(network: Network, params: DatasetParams, workspace: Workspace, engine: E
     train = training_params(params)
     recipe: RecipeParams = getattr(train, network)
     classes = class_names(workspace, train)
+    check_stores(params, workspace)
     lightning.seed_everything(train.seed, verbose=False)
     torch.use_deterministic_algorithms(True, warn_only=True)
     clips = split_clips(workspace, train, "train")
     tested = split_clips(workspace, train, "test")
-    learner = _Learner(_make_network(network, train, len(classes), workspace), recipe)
+    made = _make_network(network, train, len(classes), workspace)
+    learner = _Learner(made, recipe, preparation(params))
     loader = _loader(make_dataset(network, workspace, train, clips, True), recipe, workspace)
     check = _loader(make_dataset(network, workspace, train, tested, False), recipe, workspace)
     _fit(learner, loader, check, recipe, f"train {network}", workspace)
@@ -93,6 +101,12 @@ def class_names(workspace: Workspace, train: TrainParams) -> list[str]:
     return classes[train.protocol]
 
 
+def check_stores(params: DatasetParams, workspace: Workspace) -> None:
+    """Raise a CacheError that says what differs where a store is of another dataset or other parameters."""
+    for path, stage in ((workspace.rgb, rgb_stage), (workspace.heatmaps, heatmap_stage)):
+        cache.open(path, {"dataset": workspace.dataset, "parameters": stage.store_parameters(params)})
+
+
 def split_clips(workspace: Workspace, train: TrainParams, split: str) -> list[Clip]:
     """Return the labelled clips of a split that both stores hold; HarcacheError when there are none."""
     stored = set(cache.open(workspace.rgb).ids) & set(cache.open(workspace.heatmaps).ids)
@@ -120,6 +134,7 @@ def make_dataset(
         [(clip.id, _label(clip, train.protocol)) for clip in clips],
         rgb=None if network == "pose" else cache.open(workspace.rgb),
         heatmaps=None if network == "rgb" else cache.open(workspace.heatmaps),
+        heatmap_source=train.sample.heatmaps,
         train=training,
         seed=train.seed,
         flip=recipe.flip,
@@ -127,6 +142,11 @@ def make_dataset(
         rgb_frames=train.sample.rgb_frames,
         views=1 if training else train.evaluate.clips,
     )
+
+
+def preparation(params: DatasetParams) -> Callable[..., Batch]:
+    """Return ``cache.streaming.prepare`` for heatmaps as the dataset's are."""
+    return partial(prepare, heatmap_size=params.heatmap.size, sigma=params.heatmap.sigma)
 
 
 def logits_of(network: nn.Module, batch: Mapping[str, Tensor]) -> list[Tensor]:
@@ -139,9 +159,10 @@ def logits_of(network: nn.Module, batch: Mapping[str, Tensor]) -> list[Tensor]:
 class _Learner(lightning.LightningModule):
     """The paper's recipe (section 4.2): SGD with momentum, a cosine to zero by step, cross-entropy a head."""
 
-    def __init__(self, network: nn.Module, recipe: RecipeParams) -> None:
+    def __init__(self, network: nn.Module, recipe: RecipeParams, prepare: Callable[..., Batch]) -> None:
         super().__init__()
         self.network = network
+        self._prepare = prepare
         self.curves = _Curves()
         self._recipe = recipe
 
@@ -152,7 +173,7 @@ class _Learner(lightning.LightningModule):
         self._step(batch, "test")
 
     def _step(self, batch: Mapping[str, Tensor], split: str) -> Tensor:
-        ready = prepare(batch, self.device)
+        ready = self._prepare(batch, self.device)
         heads = logits_of(self.network, ready)
         loss = torch.stack([functional.cross_entropy(head, ready["label"]) for head in heads]).sum()
         right = (torch.stack(heads).sum(0).argmax(1) == ready["label"]).float().mean()
@@ -243,6 +264,8 @@ def _fit(
         logging.getLogger(name).setLevel(logging.ERROR)
     precision: Any = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
     on_gpu = torch.device(workspace.device).type == "cuda"
+    if not on_gpu:
+        keep_freed_memory()
     trainer = lightning.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=[torch.device(workspace.device).index or 0] if on_gpu else 1,
@@ -258,7 +281,7 @@ def _fit(
         enable_model_summary=False,
     )
     with warnings.catch_warnings():
-        # The loader has workers of its own, threads, which Lightning's advice does not know.
+        # The loader has workers of its own, which Lightning's advice does not know.
         warnings.filterwarnings("ignore", module="lightning")
         trainer.fit(learner, loader, check)
 

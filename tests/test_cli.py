@@ -358,3 +358,16 @@ def test_every_clip_is_counted_once_by_every_stage(videos: Path) -> None:
         assert {"skipped": listed.count("skipped"), "failed": listed.count("failed")} == {
             kind: _counts(stage)[kind] for kind in ("skipped", "failed")
         }
+
+
+def test_models_lists_every_network_beside_its_paper() -> None:
+    shown = _succeeded("models", "--classes", "120")
+    assert re.search(r"^EPAM-Net .* 2,577,717 +2\.5 M +7\.618 G +8\.1 G$", shown, re.MULTILINE)
+    assert re.search(r"^AMFI-Net .* 43\.26 M .* 5\.67 G$", shown, re.MULTILINE)
+
+
+def test_weights_that_are_missing_or_no_network_are_answered_in_one_line(project: Path) -> None:
+    _write_text(project / "net.pth")
+    message = _refusal("weights", "import", "net.pth", "--out", "net.pt")
+    assert message.startswith("net.pth cannot be read as a checkpoint of plain weights")
+    assert _refusal("export", "net.pt", "net.onnx").startswith("there is no checkpoint net.pt")

@@ -9,7 +9,7 @@ import pytest
 _ROOT = Path(__file__).parent.parent
 _PACKAGES = ("cache", "models", "pipeline", "stages")
 _OWN = {*_PACKAGES, "cli"}
-_SHARED = {f"pipeline.{name}" for name in ("clips", "errors", "files", "keypoints", "params")}
+_SHARED = {f"pipeline.{name}" for name in ("clips", "errors", "files", "keypoints", "params", "processes")}
 _LIBRARY = [path for package in _PACKAGES for path in sorted((_ROOT / package).rglob("*.py"))]
 _OTHERS = [path for folder in ("scripts", "benchmarks") for path in sorted((_ROOT / folder).rglob("*.py"))]
 

@@ -1,7 +1,14 @@
 """Promises of cache.streaming: the right rows, the same batches whoever reads them, and exact resumption."""
 
 import itertools
+import os
 import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +23,7 @@ from cache.clip_store import (
     shard_path,
     write_index,
 )
+from cache.heatmaps import draw_heatmaps
 from cache.sampling import uniform_sample_test
 from cache.streaming import ClipDataset, ClipLoader, prepare
 from pipeline.errors import HarcacheError
@@ -24,10 +32,13 @@ LENGTHS = [5, 48, 70, 120, 30, 96, 200, 12, 60, 51, 49]
 CLIPS = [(f"clip{i}", i % 3) for i in range(len(LENGTHS))]
 FRAMES = ArraySpec("frames", (16, 16, 3), "uint8", "zstd")
 VOLUME = ArraySpec("volume", (17, 8, 8), "uint8", "blosc")
+KEYPOINTS = ArraySpec("keypoints", (2, 17, 3), "float16", "blosc")
 
 
 def row(spec, clip, frame):
     """A row that says which clip and frame it is, in one corner, over a picture of its own."""
+    if spec is KEYPOINTS:
+        return np.random.default_rng([clip, frame]).random(spec.shape_of_row, np.float32).astype(np.float16)
     values = np.random.default_rng([clip, frame]).integers(0, 256, spec.shape_of_row, np.uint8)
     values.reshape(-1)[:2] = clip, frame
     return values
@@ -58,6 +69,40 @@ def stores(tmp_path_factory):
         "rgb": write_store(folder / "rgb.zarr", FRAMES, 256),
         "heatmaps": write_store(folder / "heatmaps.zarr", VOLUME, 400),
     }
+
+
+def write_zeros(path, spec, rows):
+    """A store of one clip that takes no space on disk worth speaking of."""
+    create_store(path, [spec], rows, {})
+    with ShardWriter(shard_path(path, spec, 0), spec, rows) as writer:
+        for _ in range(rows):
+            writer.append(np.zeros(spec.shape_of_row, spec.dtype))
+    write_index(path, [IndexEntry("clip0", 0, 0, rows, range(rows), (0, 0, 1, 1), (16, 16))])
+    return open_store(path)
+
+
+def _run_program(stores, program, clips=CLIPS, batch_size=2):
+    """Start a process of its own that has a training set's ``loader``."""
+    given = {name: str(store.path) for name, store in stores.items()}
+    text = f"""
+import os, time
+from pathlib import Path
+import cache
+from cache.streaming import ClipDataset, ClipLoader
+stores = {{name: cache.open(path) for name, path in {given!r}.items()}}
+loader = ClipLoader(ClipDataset({clips!r}, **stores, train=True), {batch_size})
+"""
+    command = [sys.executable, "-c", text + textwrap.dedent(program)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def _children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.fixture(scope="module")
+def keypoint_store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("keypoints") / "heatmaps.zarr", KEYPOINTS, 400)
 
 
 def make(stores, train=True, clips=CLIPS, **options):
@@ -115,10 +160,10 @@ def test_each_epoch_holds_every_clip_once_in_another_order(stores):
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-@pytest.mark.parametrize(("threads", "prefetch"), [(1, 1), (1, 5), (3, 2), (8, 0), (2, 9)])
-def test_batches_depend_on_neither_threads_nor_prefetching(stores, threads, prefetch):
+@pytest.mark.parametrize(("workers", "prefetch"), [(1, 1), (1, 5), (3, 2), (8, 0), (2, 9)])
+def test_batches_depend_on_neither_processes_nor_prefetching(stores, workers, prefetch):
     expected = take(ClipLoader(make(stores), 4), 7)
-    assert_same(take(ClipLoader(make(stores), 4, threads=threads, prefetch=prefetch), 7), expected)
+    assert_same(take(ClipLoader(make(stores), 4, workers=workers, prefetch=prefetch), 7), expected)
 
 
 def test_samples_change_with_epoch_and_seed_and_not_with_other_clips(stores):
@@ -142,7 +187,7 @@ def test_training_goes_on_exactly_where_it_stopped(stores, done):
     expected = take(ClipLoader(make(stores), 4), 9)
     stopped = ClipLoader(make(stores), 4)
     assert_same(take(stopped, done), expected[:done])
-    resumed = ClipLoader(make(stores), 4, threads=3)
+    resumed = ClipLoader(make(stores), 4, workers=3)
     resumed.load_state_dict(pickle.loads(pickle.dumps(stopped.state_dict())))
     assert_same(take(resumed, 9 - done), expected[done:])
 
@@ -215,6 +260,41 @@ def test_an_iteration_left_in_the_middle_does_not_spoil_the_next(stores):
     assert_same(taken, expected)
 
 
+def test_keypoints_take_the_place_of_heatmaps_when_asked(stores, keypoint_store):
+    from_volume, from_keypoints = (
+        make({**stores, "heatmaps": store}, heatmap_source=source)
+        for store, source in ((stores["heatmaps"], "volume"), (keypoint_store, "keypoints"))
+    )
+    for one, other in zip(ClipLoader(from_volume, 4), ClipLoader(from_keypoints, 4), strict=True):
+        assert other.keys() == {"rgb", "keypoints", "label", "index", "flip"}
+        assert all(torch.equal(one[name], other[name]) for name in ("rgb", "label", "index", "flip"))
+        frames = one["heatmaps"].flatten(2)[..., 1].tolist()
+        clips = one["index"].tolist()
+        expected = [
+            [row(KEYPOINTS, clip, frame) for frame in some] for clip, some in zip(clips, frames, strict=True)
+        ]
+        np.testing.assert_array_equal(other["keypoints"], expected)
+
+
+def test_a_store_without_keypoints_is_refused(stores):
+    with pytest.raises(HarcacheError, match="no array 'keypoints'"):
+        make(stores, heatmap_source="keypoints")
+
+
+def test_prepared_keypoints_are_heatmaps_mirrored_with_the_frames(stores, keypoint_store):
+    dataset = make({"heatmaps": keypoint_store}, heatmap_source="keypoints")
+    batch = copies(itertools.islice(ClipLoader(dataset, 2), 1))[0]
+    batch["flip"] = torch.tensor([True, False])
+    drawn = draw_heatmaps(batch["keypoints"], 28, 1.0)
+    # What prepare makes of a volume, which other tests hold, is the measure.
+    volume = {**batch, "heatmaps": (drawn * 255).round().to(torch.uint8)}
+    expected = prepare({name: value for name, value in volume.items() if name != "keypoints"})
+    ready = prepare(batch, heatmap_size=28, sigma=1.0)
+    assert ready.keys() == expected.keys()
+    assert ready["heatmaps"].stride() == expected["heatmaps"].stride()
+    torch.testing.assert_close(ready["heatmaps"], expected["heatmaps"], atol=0.501 / 255, rtol=0)
+
+
 def test_a_damaged_shard_stops_training_with_its_name(tmp_path, stores):
     store = write_store(tmp_path / "rgb.zarr", FRAMES, 256)
     shard = shard_path(tmp_path / "rgb.zarr", FRAMES, 1)
@@ -224,6 +304,58 @@ def test_a_damaged_shard_stops_training_with_its_name(tmp_path, stores):
     shard.write_bytes(data)
     with pytest.raises(HarcacheError, match=r"rgb.zarr.*damaged"):
         list(ClipLoader(make({"rgb": store}), 4))
+
+
+def test_a_killed_process_ends_training_instead_of_hanging_it(stores):
+    loader, others = ClipLoader(make(stores), 2), _children(os.getpid())
+    batches = iter(loader)
+    next(batches)
+    for child in set(_children(os.getpid())) - set(others):
+        os.kill(child, signal.SIGKILL)
+    with pytest.raises(HarcacheError, match="a process that decodes batches was killed"):
+        list(batches)
+    # The rest of the epoch, then a whole one.
+    assert list(loader)
+    assert len(list(loader)) == len(loader)
+
+
+def test_no_process_outlives_a_killed_training(tmp_path, stores):
+    training = _run_program(stores, "next(iter(loader)); print('ready', flush=True); time.sleep(60)")
+    assert training.stdout.readline() == "ready\n"
+    children = _children(training.pid)
+    assert len(children) == 2
+    training.kill()
+    training.communicate()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_memory_is_at_most_four_batches_and_none_of_it_in_dev_shm(tmp_path):
+    frames = ArraySpec("frames", (224, 224, 3), "uint8", "zstd")
+    store = write_zeros(tmp_path / "rgb.zarr", frames, 96)
+    # Batches of 77 MB: the stacks and tables of a process are little beside them.
+    program = """
+        def used():  # by all processes together, without the files that they map
+            children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+            lines = [line for pid in ("self", *children)
+                     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
+            return sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon", "Pss_Shmem")))
+        before, most = used(), 0
+        for epoch in range(2):
+            for batch in loader:
+                most = max(most, used())
+        # Semaphores lie there, a page each.
+        mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm" in line]
+        ends = [[int(end, 16) for end in line.split()[0].split("-")] for line in mapped]
+        print((most - before) * 1024 / sum(value.nbytes for value in batch.values()))
+        print(sum(end - start for start, end in ends))
+    """
+    process = _run_program({"rgb": store}, program, clips=[("clip0", 0)] * 256, batch_size=32)
+    batches, in_dev_shm = process.communicate()[0].split()
+    assert 3 < float(batches) <= 4.5
+    assert int(in_dev_shm) < 100_000
 
 
 def test_stores_of_other_lengths_are_refused(tmp_path, stores):

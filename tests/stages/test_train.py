@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cache.errors import CacheError
+from cache.streaming import ClipLoader
 from models.checkpoints import load_checkpoint, load_network
 from models.epam_net import EPAMNet
 from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
@@ -15,7 +17,7 @@ from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
 from pipeline.params import DatasetParams, IndexParams
 from stages import index, train
-from stages.train import CHECKPOINT, Network, make_dataset, split_clips
+from stages.train import CHECKPOINT, Network, make_dataset, preparation, split_clips
 from stages.workspace import Workspace
 
 _NETWORKS: tuple[Network, ...] = ("pose", "rgb", "epam")
@@ -119,6 +121,21 @@ def test_a_network_reads_only_what_it_needs(
     assert sample["label"] == 4
 
 
+def test_heatmaps_drawn_from_keypoints_are_those_of_the_volume(
+    demo: Workspace, params: DatasetParams
+) -> None:
+    assert params.train is not None
+    clips = split_clips(demo, params.train, "test")
+    drawn = replace(params.train, sample=replace(params.train.sample, heatmaps="keypoints"))
+    maps = []
+    for chosen in (params.train, drawn):
+        batches = ClipLoader(make_dataset("pose", demo, chosen, clips, False), len(clips))
+        maps.append(preparation(params)(next(iter(batches)))["heatmaps"])
+    assert maps[0].max() > 0.3
+    # Half a grey level that the volume rounds by, and what float16 moves a joint.
+    assert (maps[0] - maps[1]).abs().max() < 5.5 / 255
+
+
 def test_ten_clip_testing_takes_ten_samples_of_a_clip(demo: Workspace, params: DatasetParams) -> None:
     assert params.train is not None
     many = replace(params.train, evaluate=replace(params.train.evaluate, clips=10))
@@ -144,6 +161,15 @@ def test_a_dataset_without_labels_fails(own_demo: Workspace, params: DatasetPara
         index.run(plain, own_demo, engine)
     with pytest.raises(HarcacheError, match=r"'xsub', which the dataset lacks\. Its clips have no labels"):
         _run("pose", plain, own_demo)
+
+
+@pytest.mark.parametrize(("store", "size"), [("rgb", 48), ("heatmap", 24)])
+def test_a_store_made_with_other_parameters_is_refused(
+    demo: Workspace, params: DatasetParams, store: str, size: int
+) -> None:
+    other = replace(params, **{store: replace(getattr(params, store), size=size)})
+    with pytest.raises(CacheError, match=rf"parameters\.size = \d+, but {size} is asked for"):
+        _run("pose", other, demo)
 
 
 def test_a_split_without_clips_fails(demo: Workspace, params: DatasetParams) -> None:
