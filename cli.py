@@ -149,6 +149,16 @@ def bench() -> None:
     """Measure on this machine, rivals side by side; docs/benchmarks.md has what was found."""
 
 
+def _measure(what: str, out: Path | None, *sizes: int) -> None:
+    """Run ``benchmarks.<what>.measure(*sizes)``, print its table, and write its results where asked."""
+    from benchmarks.timing import write_results
+
+    module = importlib.import_module(f"benchmarks.{what}")
+    results = module.measure(*sizes)
+    click.echo(module.as_table(results))
+    write_results(out, results)
+
+
 @bench.command(name="loader")
 @click.option("--clips", type=click.IntRange(1), default=24, help="Clips to film, of 96 frames each.")
 @click.option("--rounds", type=click.IntRange(1), default=7, help="Times that each way is measured.")
@@ -158,12 +168,7 @@ def bench_loader(clips: int, rounds: int, out: Path | None) -> None:
 
     Example: harcache bench loader --json loader.json
     """
-    from benchmarks.loader import as_table, measure
-    from benchmarks.timing import write_results
-
-    results = measure(clips, rounds)
-    click.echo(as_table(results))
-    write_results(out, results)
+    _measure("loader", out, clips, rounds)
 
 
 @bench.command(name="model")
@@ -174,12 +179,7 @@ def bench_model(size: int, out: Path | None) -> None:
 
     Example: harcache bench model --json model.json
     """
-    from benchmarks.model import as_table, measure
-    from benchmarks.timing import write_results
-
-    results = measure(size)
-    click.echo(as_table(results))
-    write_results(out, results)
+    _measure("model", out, size)
 
 
 @bench.command(name="scale")
@@ -190,12 +190,7 @@ def bench_scale(clips: int, out: Path | None) -> None:
 
     Example: harcache bench scale --json scale.json
     """
-    from benchmarks.scale import as_table, measure
-    from benchmarks.timing import write_results
-
-    results = measure(clips)
-    click.echo(as_table(results))
-    write_results(out, results)
+    _measure("scale", out, clips)
 
 
 @main.command(name="models")

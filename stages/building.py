@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pipeline.clips import Clip, fingerprint
 from pipeline.engine import Engine, Report
 from pipeline.errors import HarcacheError
+from pipeline.files import partial_path
 from pipeline.outcomes import Counts, check_max_failed, write_counts, write_failures
 from pipeline.parts import Outcome, Record, publish, read_records, remove_part, sound_records
 from pipeline.plan import Unit, Wanted, plan
@@ -28,6 +29,7 @@ __all__ = [
     "Timer",
     "batches",
     "build_parts",
+    "build_table_part",
     "ended",
     "finish",
     "inputs_from",
@@ -178,6 +180,22 @@ def process_clips(
         outcomes.append(Outcome(clip.id, "ok", inputs, "", start, rows))
         start += rows
     return results, outcomes
+
+
+def build_table_part(
+    folder: Path,
+    unit: Unit,
+    work: Callable[[Clip], _Result],
+    write: Callable[[Path, Mapping[str, _Result]], None],
+    timer: Timer,
+) -> Report:
+    """Make one part of a stage that keeps one file a part: ``write`` gets what ``work`` gave, by clip id."""
+    found, outcomes = process_clips(unit, work)
+    final = part_file(folder, unit.part)
+    temporary = partial_path(final)
+    with timer("write"):
+        write(temporary, found)
+    return publish_part(folder, folder, unit, outcomes, {temporary: final}, timer)
 
 
 def publish_part(

@@ -14,7 +14,7 @@ from models.detectors import Detector, load_detector
 from models.weights import find_weights
 from pipeline.clips import Clip, fingerprint, read_manifest
 from pipeline.engine import Engine, Report
-from pipeline.files import file_digest, partial_path
+from pipeline.files import file_digest
 from pipeline.outcomes import Counts
 from pipeline.params import DatasetParams, DetectParams
 from pipeline.plan import Unit, Wanted
@@ -24,11 +24,9 @@ from stages.building import (
     Timer,
     batches,
     build_parts,
+    build_table_part,
     ended,
     finish,
-    part_file,
-    process_clips,
-    publish_part,
 )
 from stages.workspace import Workspace
 
@@ -66,12 +64,9 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
 def process(unit: Unit, context: Context) -> Report:
     """Make one part: the boxes of its clips."""
     detector, timer = _detector(context), Timer()
-    found, outcomes = process_clips(unit, lambda clip: _detect(clip, context, detector, timer))
-    final = part_file(context.folder, unit.part)
-    temporary = partial_path(final)
-    with timer("write"):
-        write_detections(temporary, found)
-    return publish_part(context.folder, context.folder, unit, outcomes, {temporary: final}, timer)
+    return build_table_part(
+        context.folder, unit, lambda clip: _detect(clip, context, detector, timer), write_detections, timer
+    )
 
 
 def _detect(clip: Clip, context: Context, detector: Detector, timer: Timer) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ from models.pose_estimators import PoseEstimator, load_pose_estimator
 from models.weights import find_config, find_weights
 from pipeline.clips import Clip, fingerprint, read_manifest
 from pipeline.engine import Engine, Report
-from pipeline.files import file_digest, partial_path
+from pipeline.files import file_digest
 from pipeline.outcomes import Counts
 from pipeline.params import DatasetParams, PoseParams
 from pipeline.plan import Unit, Wanted
@@ -27,13 +27,11 @@ from stages.building import (
     Timer,
     batches,
     build_parts,
+    build_table_part,
     ended,
     finish,
     inputs_from,
-    part_file,
     parts_of,
-    process_clips,
-    publish_part,
 )
 from stages.workspace import Workspace
 
@@ -88,12 +86,9 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
 def process(unit: Unit, context: Context) -> Report:
     """Make one part: the poses of its clips."""
     estimator, timer = _estimator(context), Timer()
-    found, outcomes = process_clips(unit, lambda clip: _estimate(clip, context, estimator, timer))
-    final = part_file(context.folder, unit.part)
-    temporary = partial_path(final)
-    with timer("write"):
-        write_poses(temporary, found)
-    return publish_part(context.folder, context.folder, unit, outcomes, {temporary: final}, timer)
+    return build_table_part(
+        context.folder, unit, lambda clip: _estimate(clip, context, estimator, timer), write_poses, timer
+    )
 
 
 def _estimate(

@@ -18,15 +18,6 @@ KINECT_BONES = (
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def small(monkeypatch):
     """Blocks of few channels with the strides of the real ones, where size does not matter."""

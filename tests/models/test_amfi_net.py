@@ -17,15 +17,6 @@ from pipeline.errors import HarcacheError
 from tests.models.wild_weights import wild
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 def count_parameters(network):
     return sum(value.numel() for value in network.parameters())
 

@@ -15,15 +15,6 @@ from tests.models.wild_weights import wild
 SMALL = {"width": 16, "rgb_blocks": (1, 2, 1), "pose_blocks": (2, 1)}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 def count_parameters(network):
     return sum(value.numel() for value in network.parameters())
 

@@ -22,14 +22,6 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def saved(tmp_path):
     """Save a network of a kind; return it in evaluation mode and the path of its checkpoint."""

@@ -36,15 +36,6 @@ NETWORKS = {
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 def draw_clip(action, take):
     """Return a clip's RGB (T, H, W, 3) 0..1, heatmaps (T', 17, h, w) and label."""
     rng = np.random.default_rng((action, take))

@@ -13,15 +13,6 @@ from pipeline.errors import HarcacheError
 X3D = {"shift": 0, "temporal_kernel": 3}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 def count_parameters(network):
     return sum(value.numel() for value in network.parameters())
 
