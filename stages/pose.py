@@ -3,13 +3,11 @@
 Persons are linked by their boxes before any pose is estimated, so the network sees only those that are kept.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from cache.annotations import read_detections, write_poses
 from models.pose_estimators import PoseEstimator, load_pose_estimator
@@ -21,7 +19,6 @@ from pipeline.outcomes import Counts
 from pipeline.params import DatasetParams, PoseParams
 from pipeline.plan import Unit, Wanted
 from pipeline.video import read_frames
-from stages.boxes import overlaps
 from stages.building import (
     Parts,
     Timer,
@@ -33,13 +30,13 @@ from stages.building import (
     inputs_from,
     parts_of,
 )
+from stages.tracking import link_persons
 from stages.workspace import Workspace
 
-__all__ = ["Context", "link_persons", "process", "run"]
+__all__ = ["Context", "process", "run"]
 
 _BATCH = 32  # frames
 _JOINTS = 17
-_LEAST_OVERLAP = 0.1  # intersection over union under which two boxes are two persons
 
 
 @dataclass(frozen=True)
@@ -112,37 +109,6 @@ def _estimate(
             keypoints[who, first + i], scores[who, first + i] = pose[..., :2], pose[..., 2]
         first += len(batch)
     return keypoints, scores
-
-
-def link_persons(boxes: Sequence[np.ndarray], max_persons: int) -> np.ndarray:
-    """Follow persons from frame to frame by the overlap of their boxes.
-
-    ``boxes``: a frame's (n, 5) x1 y1 x2 y2 score. Returns (M, T) int, the row of person m's box in frame t
-    or -1 where the person is not seen; M is at most ``max_persons``, the persons seen longest first. A person
-    who is lost takes up again with the box that overlaps where they were last seen.
-    """
-    tracks: list[np.ndarray] = []
-    last: list[np.ndarray] = []
-    for t, found in enumerate(boxes):
-        matched = _match(np.array(last).reshape(-1, 4), found[:, :4])
-        for box in range(len(found)):
-            if box not in matched:
-                matched[box] = len(tracks)
-                tracks.append(np.full(len(boxes), -1))
-                last.append(found[box, :4])
-            tracks[matched[box]][t] = box
-            last[matched[box]] = found[box, :4]
-    score = [float(sum(boxes[t][b, 4] for t, b in enumerate(track) if b >= 0)) for track in tracks]
-    seen = [int((track >= 0).sum()) for track in tracks]
-    order = sorted(range(len(tracks)), key=lambda m: (-seen[m], -score[m], m))[:max_persons]
-    return np.stack([tracks[m] for m in order]) if order else np.empty((0, len(boxes)), int)
-
-
-def _match(before: np.ndarray, now: np.ndarray) -> dict[int, int]:
-    """Return {row of ``now``: row of ``before``} of the pairs that together overlap most."""
-    overlap = overlaps(before, now)
-    rows, columns = linear_sum_assignment(-overlap)
-    return {int(c): int(r) for r, c in zip(rows, columns, strict=True) if overlap[r, c] >= _LEAST_OVERLAP}
 
 
 @lru_cache(maxsize=1)
