@@ -29,6 +29,7 @@ __all__ = [
     "Checkpoint",
     "build_network",
     "import_released_checkpoint",
+    "load_any_network",
     "load_checkpoint",
     "load_network",
     "load_released_checkpoint",
@@ -161,14 +162,39 @@ def import_released_checkpoint(path: Path, out: Path) -> nn.Module:
         HarcacheError: as ``load_released_checkpoint``, or the weights are of no network of that kind.
     """
     state = _read_released(path)
-    network = build_network(*_released_network(state, path))
-    _load_released(network, state, path)
+    network = _released_with_weights(state, path)
     save_checkpoint(out, network, extra={"imported_from": path.name})
     return network
 
 
-def _read_released(path: Path) -> dict[str, Tensor]:
+def load_any_network(path: Path) -> tuple[nn.Module, Checkpoint]:
+    """Build the network of a file that `save_checkpoint` or the released implementation wrote.
+
+    A released file names no classes, and its ``extra`` is empty.
+
+    Raises:
+        HarcacheError: as `load_network` for a file of this format, else as `import_released_checkpoint`.
+    """
     content = _read(path)
+    if isinstance(content, dict) and "format" in content:
+        return load_network(path)
+    state = _state_of(content, path)
+    network = _released_with_weights(state, path)
+    name, config = _released_network(state, path)
+    return network, Checkpoint(name, config, (), network.state_dict(), {})
+
+
+def _released_with_weights(state: dict[str, Tensor], path: Path) -> nn.Module:
+    network = build_network(*_released_network(state, path))
+    _load_released(network, state, path)
+    return network
+
+
+def _read_released(path: Path) -> dict[str, Tensor]:
+    return _state_of(_read(path), path)
+
+
+def _state_of(content: Any, path: Path) -> dict[str, Tensor]:
     for key in ("model_state_dict", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -189,10 +215,10 @@ def _released_network(state: Mapping[str, Tensor], path: Path) -> tuple[str, dic
     try:
         width, channels = state[f"{stem}.conv1_s.conv.weight"].shape[:2]
         config: dict[str, Any] = {"num_classes": len(state[f"{head}.fc_cls.weight"]), "width": width}
-    except KeyError as error:
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise HarcacheError(
-            f"{path} holds no X-ShiftNet or EPAM-Net ({error} is missing); "
-            f"give the file that the released training wrote"
+            f"{path} holds no X-ShiftNet or EPAM-Net ({what}); give the file that the released training wrote"
         ) from error
     if both:
         attention = any(name.startswith("attention_module.") for name in state)

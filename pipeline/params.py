@@ -4,6 +4,7 @@ The dataclasses are the schema: a wrong key or value is an error that names the 
 does not depend on (folders, workers, devices) comes from the command line and is not here.
 """
 
+import json
 import re
 import types
 from collections.abc import Mapping
@@ -32,7 +33,9 @@ __all__ = [
     "SampleParams",
     "TrainParams",
     "dataset_names",
+    "from_mapping",
     "load_params",
+    "to_mapping",
 ]
 
 
@@ -233,10 +236,25 @@ def load_params(path: Path | str = "params.yaml", *, dataset: str) -> DatasetPar
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", dataset):
         raise HarcacheError(f"dataset name {dataset!r}: expected letters, digits, '_' and '-' only")
     training = _read_mapping(Path(path), "training", needed=False)
-    given: dict[str, Any] = {"name": dataset, "train": None}
-    if dataset in training:
-        given["train"] = _parse_section(TrainParams, training[dataset], f"training.{dataset}")
-    return _parse_section(DatasetParams, datasets[dataset], f"datasets.{dataset}", given)
+    return _parse_dataset(dataset, datasets[dataset], training.get(dataset))
+
+
+def to_mapping(params: DatasetParams) -> dict[str, Any]:
+    """Return all parameters of a dataset as plain values, which a file that JSON or YAML writes can hold."""
+    return json.loads(json.dumps(asdict(params)))
+
+
+def from_mapping(content: Mapping[str, Any]) -> DatasetParams:
+    """Return the parameters that `to_mapping` took apart; checked as `load_params` checks a file's."""
+    sections = {key: value for key, value in content.items() if key not in ("name", "train")}
+    return _parse_dataset(str(content.get("name")), sections, content.get("train"))
+
+
+def _parse_dataset(name: str, sections: Any, training: Any) -> DatasetParams:
+    given: dict[str, Any] = {"name": name, "train": None}
+    if training is not None:
+        given["train"] = _parse_section(TrainParams, training, f"training.{name}")
+    return _parse_section(DatasetParams, sections, f"datasets.{name}", given)
 
 
 def _read_mapping(path: Path, key: str, needed: bool = True) -> dict[str, Any]:

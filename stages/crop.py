@@ -24,7 +24,7 @@ from pipeline.progress import progress
 from stages.building import finish, inputs_from, parts_of
 from stages.workspace import Workspace
 
-__all__ = ["Crop", "global_box", "read_crops", "run"]
+__all__ = ["Crop", "crop_of", "global_box", "read_crops", "run"]
 
 _COLUMNS = ("id", "x1", "y1", "x2", "y2", "source", "fingerprint")
 _LEAST_EXTENT = 10.0  # pixels; persons smaller than that are no persons (released code)
@@ -98,6 +98,18 @@ def global_box(
     return inside if fit == "clip" else (x1, y1, x2, y2)
 
 
+def crop_of(
+    keypoints: np.ndarray, scores: np.ndarray, image_size: tuple[int, int], params: CropParams
+) -> tuple[tuple[int, int, int, int], str]:
+    """Return the box of a clip, as `global_box` does of the keypoints that score enough, and its source.
+
+    ``keypoints``: (M, T, 17, 2) pixels, ``scores``: (M, T, 17). `Crop` says what box and source are.
+    """
+    counted = np.where((scores >= params.min_score)[..., None], keypoints, np.nan)
+    box = global_box(counted, image_size, params.padding, params.fit)
+    return box, _source(keypoints, counted, box, image_size)
+
+
 def read_crops(path: Path) -> dict[str, Crop]:
     """Read ``crops.csv`` as {clip id: crop}; raises HarcacheError, with the line, where it can't be read."""
     if not path.is_file():
@@ -137,10 +149,8 @@ def _crop(
     if clip.id in known and known[clip.id].fingerprint == current:
         return known[clip.id]
     keypoints, scores = read_poses(parts[clip.id], clip.id)
-    counted = np.where((scores >= params.min_score)[..., None], keypoints, np.nan)
-    size = (clip.height, clip.width)
-    box = global_box(counted, size, params.padding, params.fit)
-    return Crop(clip.id, box, _source(keypoints, counted, box, size), current)
+    box, source = crop_of(keypoints, scores, (clip.height, clip.width), params)
+    return Crop(clip.id, box, source, current)
 
 
 def _source(

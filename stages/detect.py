@@ -3,6 +3,7 @@
 Frames are decoded once here and once more for pose: keeping them between would cost a hundred times the disk.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +31,7 @@ from stages.building import (
 )
 from stages.workspace import Workspace
 
-__all__ = ["Context", "process", "run"]
+__all__ = ["Context", "find_persons", "process", "run"]
 
 _BATCH = 32  # frames
 
@@ -69,13 +70,21 @@ def process(unit: Unit, context: Context) -> Report:
     )
 
 
-def _detect(clip: Clip, context: Context, detector: Detector, timer: Timer) -> list[np.ndarray]:
-    frames = timer.iterate("decode", read_frames(context.videos / clip.video, clip.start, clip.end))
+def find_persons(frames: Iterator[np.ndarray], detector: Detector, timer: Timer) -> list[np.ndarray]:
+    """Return the boxes of each of the (H, W, 3) uint8 RGB frames, as `Detector.detect` gives them.
+
+    ``timer`` counts the network's time; a frame is not kept longer than its batch.
+    """
     boxes: list[np.ndarray] = []
     for batch in batches(frames, _BATCH):
         with timer("network"):
             boxes += detector.detect(batch)
     return boxes
+
+
+def _detect(clip: Clip, context: Context, detector: Detector, timer: Timer) -> list[np.ndarray]:
+    frames = timer.iterate("decode", read_frames(context.videos / clip.video, clip.start, clip.end))
+    return find_persons(frames, detector, timer)
 
 
 @lru_cache(maxsize=1)

@@ -19,11 +19,19 @@ from pipeline.outcomes import Counts
 from pipeline.params import DatasetParams, HeatmapParams
 from pipeline.plan import Unit
 from stages.building import Timer, inputs_from, parts_of
-from stages.crop import Crop
 from stages.stores import Cropped, StoreSpec, build_store, crops_of, write_shards
 from stages.workspace import Workspace
 
-__all__ = ["Context", "array_specs", "draw_heatmaps", "process", "run"]
+__all__ = [
+    "Context",
+    "array_specs",
+    "draw_heatmaps",
+    "keypoint_rows",
+    "points_in_crop",
+    "process",
+    "run",
+    "volume_rows",
+]
 
 _JOINTS = 17
 _LEAST_SCORE = 1e-4  # a joint under it is not drawn (released code)
@@ -127,30 +135,40 @@ def _write_clip(
     with timer("read"):
         points, scores = read_poses(parts_of(context.poses, context.poses_token)[clip.id], clip.id)
     rows = stored_frames(clip.frames, context.max_frames)
-    in_crop = _in_crop(points[:, rows], crops_of(context.crops, context.crops_token)[clip.id])
+    in_crop = points_in_crop(points[:, rows], crops_of(context.crops, context.crops_token)[clip.id].box)
     for first in range(0, len(rows), _ROWS):
         part = slice(first, first + _ROWS)
         with timer("draw"):
-            size = context.params.size
-            drawn = draw_heatmaps(in_crop[:, part] * size, scores[:, rows[part]], size, context.params.sigma)
-            maps = np.round(drawn * 255).clip(0, 255).astype(np.uint8)
+            maps = volume_rows(in_crop[:, part], scores[:, rows[part]], context.params)
         with timer("write"):
             for one in maps:
                 volume.append(one)
     with timer("write"):
-        for one in _keypoint_rows(in_crop, scores[:, rows], context.persons):
+        for one in keypoint_rows(in_crop, scores[:, rows], context.persons):
             keypoints.append(one)
     return len(rows)
 
 
-def _in_crop(points: np.ndarray, crop: Crop) -> np.ndarray:
-    """Move (..., 2) pixels of the frame into the crop, 0..1."""
-    x1, y1, x2, y2 = crop.box
+def volume_rows(in_crop: np.ndarray, scores: np.ndarray, params: HeatmapParams) -> np.ndarray:
+    """Return what the store holds as ``volume``: (T, 17, S, S) uint8, 255 for a certain joint.
+
+    ``in_crop``: (M, T, 17, 2) in the crop, 0..1, as `points_in_crop` gives them; ``scores``: (M, T, 17).
+    """
+    drawn = draw_heatmaps(in_crop * params.size, scores, params.size, params.sigma)
+    return np.round(drawn * 255).clip(0, 255).astype(np.uint8)
+
+
+def points_in_crop(points: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    """Move (..., 2) pixels of the frame into the crop ``box`` (x1 y1 x2 y2), 0..1."""
+    x1, y1, x2, y2 = box
     return (points - np.array([x1, y1])) / np.array([x2 - x1, y2 - y1])
 
 
-def _keypoint_rows(in_crop: np.ndarray, scores: np.ndarray, persons: int) -> np.ndarray:
-    """(T, persons, K, 3) float16: x, y, score; NaN and 0 for a person who is not there."""
+def keypoint_rows(in_crop: np.ndarray, scores: np.ndarray, persons: int) -> np.ndarray:
+    """Return what the store holds as ``keypoints``, of the arguments of `volume_rows`.
+
+    (T, persons, K, 3) float16: x, y, score; NaN and 0 for a person who is not there.
+    """
     found, frames, joints = scores.shape
     rows = np.full((frames, persons, joints, 3), np.nan, np.float16)
     rows[..., 2] = 0

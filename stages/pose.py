@@ -3,6 +3,7 @@
 Persons are linked by their boxes before any pose is estimated, so the network sees only those that are kept.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -33,7 +34,7 @@ from stages.building import (
 from stages.tracking import link_persons
 from stages.workspace import Workspace
 
-__all__ = ["Context", "process", "run"]
+__all__ = ["Context", "estimate_poses", "linked_poses", "process", "rows_of", "run"]
 
 _BATCH = 32  # frames
 _JOINTS = 17
@@ -88,27 +89,60 @@ def process(unit: Unit, context: Context) -> Report:
     )
 
 
+def rows_of(links: np.ndarray) -> list[np.ndarray]:
+    """Return the rows of the boxes in each frame that belong to persons, of `link_persons`' (M, T)."""
+    return [column[column >= 0] for column in links.T]
+
+
+def estimate_poses(
+    frames: Iterator[np.ndarray],
+    boxes: Sequence[np.ndarray],
+    rows: Sequence[np.ndarray],
+    estimator: PoseEstimator,
+    timer: Timer,
+) -> list[np.ndarray]:
+    """Return the poses of each frame's boxes, (n, 17, 3) float32: x y in pixels of the frame, and score.
+
+    ``frames`` are (H, W, 3) uint8 RGB, ``boxes`` each one's (n, 4 or more); only the boxes in ``rows`` are
+    estimated, the others are NaN with the score 0. ``timer`` counts the network's time; a frame is not kept
+    longer than its batch.
+    """
+    poses: list[np.ndarray] = []
+    for batch in batches(frames, _BATCH):
+        part = slice(len(poses), len(poses) + len(batch))
+        chosen = [found[wanted] for found, wanted in zip(boxes[part], rows[part], strict=True)]
+        with timer("network"):
+            estimated = estimator.estimate(batch, chosen)
+        for found, wanted, pose in zip(boxes[part], rows[part], estimated, strict=True):
+            poses.append(np.tile(np.array([np.nan, np.nan, 0], np.float32), (len(found), _JOINTS, 1)))
+            poses[-1][wanted] = pose
+    return poses
+
+
+def linked_poses(links: np.ndarray, poses: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return keypoints (M, T, 17, 2) and scores (M, T, 17), float32, of linked persons.
+
+    ``links`` is `link_persons`' (M, T), ``poses`` are each frame's (n, 17, 3). Where a person is not seen,
+    keypoints are NaN and scores 0.
+    """
+    keypoints = np.full((*links.shape, _JOINTS, 2), np.nan, np.float32)
+    scores = np.zeros((*links.shape, _JOINTS), np.float32)
+    for m, t in np.argwhere(links >= 0):
+        pose = poses[t][links[m, t]]
+        keypoints[m, t], scores[m, t] = pose[:, :2], pose[:, 2]
+    return keypoints, scores
+
+
 def _estimate(
     clip: Clip, context: Context, estimator: PoseEstimator, timer: Timer
 ) -> tuple[np.ndarray, np.ndarray]:
     """Keypoints (M, T, 17, 2) and scores (M, T, 17) of the clip's persons."""
     boxes = read_detections(parts_of(context.detections, context.token)[clip.id], clip.id)
     links = link_persons(boxes, context.params.max_persons)
-    keypoints = np.full((*links.shape, _JOINTS, 2), np.nan, np.float32)
-    scores = np.zeros((*links.shape, _JOINTS), np.float32)
     if not len(links):
-        return keypoints, scores
+        return linked_poses(links, [])
     frames = timer.iterate("decode", read_frames(context.videos / clip.video, clip.start, clip.end))
-    first = 0
-    for batch in batches(frames, _BATCH):
-        there = [np.flatnonzero(links[:, first + i] >= 0) for i in range(len(batch))]
-        chosen = [boxes[first + i][links[who, first + i]] for i, who in enumerate(there)]
-        with timer("network"):
-            poses = estimator.estimate(batch, chosen)
-        for i, (who, pose) in enumerate(zip(there, poses, strict=True)):
-            keypoints[who, first + i], scores[who, first + i] = pose[..., :2], pose[..., 2]
-        first += len(batch)
-    return keypoints, scores
+    return linked_poses(links, estimate_poses(frames, boxes, rows_of(links), estimator, timer))
 
 
 @lru_cache(maxsize=1)

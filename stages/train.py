@@ -30,7 +30,7 @@ from pipeline.clips import Clip, read_classes, read_manifest
 from pipeline.engine import Engine
 from pipeline.errors import HarcacheError, did_you_mean
 from pipeline.files import write_atomically
-from pipeline.params import DatasetParams, RecipeParams, TrainParams
+from pipeline.params import DatasetParams, RecipeParams, TrainParams, to_mapping
 from pipeline.progress import progress
 from stages import heatmap as heatmap_stage
 from stages import rgb as rgb_stage
@@ -77,6 +77,8 @@ def run(network: Network, params: DatasetParams, workspace: Workspace, engine: E
     folder = workspace.training(network)
     learner.curves.write(folder / "plots")
     extra = {"protocol": train.protocol, "epochs": recipe.epochs, "params": train.fingerprint}
+    # What prediction on other videos needs: how the caches were made, and what a sample is.
+    extra |= {"dataset": to_mapping(params)}
     save_checkpoint(folder / CHECKPOINT, learner.network, classes, extra)
     print(f"train {network}: {len(clips)} clips, {recipe.epochs} epochs; {learner.curves.summary()}")
 

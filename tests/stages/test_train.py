@@ -15,7 +15,7 @@ from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
 from pipeline.clips import read_manifest, write_manifest
 from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
-from pipeline.params import DatasetParams, IndexParams
+from pipeline.params import DatasetParams, IndexParams, from_mapping, to_mapping
 from stages import index, train
 from stages.train import CHECKPOINT, Network, make_dataset, preparation, split_clips
 from stages.workspace import Workspace
@@ -43,7 +43,9 @@ def test_a_checkpoint_holds_the_network_its_classes_and_how_it_was_made(
     assert type(model) is kind
     assert checkpoint.classes[4] == "drink from a cup" and len(checkpoint.classes) == 12
     assert params.train is not None
-    assert checkpoint.extra == {"protocol": "xsub", "epochs": 1, "params": params.train.fingerprint}
+    made = {"protocol": "xsub", "epochs": 1, "params": params.train.fingerprint}
+    assert checkpoint.extra == made | {"dataset": to_mapping(params)}
+    assert from_mapping(checkpoint.extra["dataset"]) == params
     assert all(torch.isfinite(value).all() for value in checkpoint.state_dict.values())
 
 
