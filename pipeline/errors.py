@@ -7,11 +7,15 @@ that line alone. Anything else that is raised is a defect of the program and kee
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["HarcacheError", "did_you_mean"]
+__all__ = ["HarcacheError", "StandstillError", "did_you_mean"]
 
 
 class HarcacheError(Exception):
     """An error with a message for the user: found, expected, what to do, in one line."""
+
+
+class StandstillError(HarcacheError):
+    """An error that all other work would meet as well, so that none is begun after it."""
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.errors import HarcacheError
+from pipeline.errors import StandstillError
 
 __all__ = [
     "commit_file",
@@ -45,13 +45,13 @@ def partial_path(final: Path) -> Path:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise HarcacheError, with the file's name, when a block that writes ``path`` finds no room for it."""
+    """Raise StandstillError, with the file's name, when a block that writes ``path`` finds no room for it."""
     try:
         yield
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
-        raise HarcacheError(
+        raise StandstillError(
             f"{path} could not be written: {os.strerror(error.errno).lower()}; make room and run again, "
             "which goes on from what is finished"
         ) from error

@@ -31,11 +31,17 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One part to make: its clips, in order, and the fingerprint of each."""
+    """One part to make: its clips, in order, and the fingerprint of each.
+
+    ``given_up``: (id, reason) of clips that end as failed without being looked at. ``trial``: whether the
+    unit is only to be tried; all is done, but nothing is kept.
+    """
 
     part: int
     clips: tuple[Clip, ...]
     fingerprints: tuple[str, ...]
+    given_up: tuple[tuple[str, str], ...] = ()
+    trial: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pipeline.clips import Clip, fingerprint
 from pipeline.engine import Engine, Report
-from pipeline.errors import HarcacheError
+from pipeline.errors import HarcacheError, StandstillError
 from pipeline.files import partial_path
 from pipeline.outcomes import Counts, check_max_failed, write_counts, write_failures
 from pipeline.parts import Outcome, Record, publish, read_records, remove_part, sound_records
@@ -161,7 +161,9 @@ def build_parts(
 def process_clips(
     unit: Unit, work: Callable[[Clip], _Result], length: Callable[[_Result], int] = lambda _: 0
 ) -> tuple[dict[str, _Result], list[Outcome]]:
-    """Do ``work`` for each clip of the unit; a HarcacheError fails that clip alone.
+    """Do ``work`` for each clip of the unit that is not given up; a HarcacheError fails that clip alone.
+
+    But a StandstillError is raised: it says nothing of the clip.
 
     Returns the results by clip id, and an outcome for every clip; ``length`` tells the rows that a result
     takes in the part, one clip after the other.
@@ -169,9 +171,14 @@ def process_clips(
     results: dict[str, _Result] = {}
     outcomes = []
     start = 0
+    given_up = dict(unit.given_up)
     for clip, inputs in zip(unit.clips, unit.fingerprints, strict=True):
         try:
+            if clip.id in given_up:
+                raise HarcacheError(given_up[clip.id])
             result = work(clip)
+        except StandstillError:
+            raise
         except HarcacheError as error:
             outcomes.append(Outcome(clip.id, "failed", inputs, str(error)))
             continue
@@ -206,9 +213,13 @@ def publish_part(
     files: Mapping[Path, Path],
     timer: Timer,
 ) -> Report:
-    """Commit what a unit wrote and report on it."""
+    """Commit what a unit wrote, or remove it after a trial, and report on it."""
     with timer("write"):
-        publish(folder, records, unit.part, outcomes, files)
+        if unit.trial:
+            for temporary in files:
+                temporary.unlink()
+        else:
+            publish(folder, records, unit.part, outcomes, files)
     counted = Counter(outcome.status for outcome in outcomes)
     frames = sum(clip.frames for clip in unit.clips)
     return Report(

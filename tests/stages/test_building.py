@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.clips import Clip, read_manifest, write_manifest
 from pipeline.engine import Engine, Report
-from pipeline.errors import HarcacheError
+from pipeline.errors import HarcacheError, StandstillError
 from pipeline.files import partial_path
 from pipeline.outcomes import Counts, read_failures
 from pipeline.params import DatasetParams
@@ -114,6 +114,31 @@ def test_one_bad_clip_stops_no_other_of_its_part(workspace: Workspace) -> None:
     assert json.loads(part_file(workspace.detections, 0).read_text()) == {"c0": 5, "c2": 7}
     outcomes = ended(read_records(workspace.detections))
     assert [(o.status, o.start, o.length) for o in outcomes] == [("ok", 0, 5), ("failed", 0, 0), ("ok", 5, 7)]
+
+
+def test_clips_that_were_given_up_fail_with_that_reason_and_nobody_looks_at_them(tmp_path: Path) -> None:
+    clips = tuple(_clips(3))
+    unit = Unit(0, clips, ("1", "2", "3"), given_up=(("c1", "it hangs"),))
+    report = _process(unit, _Context(tmp_path, broken=frozenset(["c1"])))
+    assert (report.ok, report.failed) == (2, 1)
+    outcomes = ended(read_records(tmp_path))
+    assert [(o.status, o.reason, o.start) for o in outcomes] == [
+        ("ok", "", 0), ("failed", "it hangs", 0), ("ok", "", 5)
+    ]  # fmt: skip
+
+
+def test_a_trial_does_all_and_leaves_nothing(tmp_path: Path) -> None:
+    unit = Unit(0, tuple(_clips(3)), ("1", "2", "3"), trial=True)
+    assert _process(unit, _Context(tmp_path, bad=frozenset(["c1"]))).failed == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_all_clips_would_meet_is_no_failure_of_one(tmp_path: Path) -> None:
+    def work(clip: Clip) -> int:
+        raise StandstillError("no space left")
+
+    with pytest.raises(StandstillError, match="no space left"):
+        process_clips(Unit(0, tuple(_clips(2)), ("1", "2")), work)
 
 
 def test_a_defect_stops_its_part_alone_and_the_next_run_makes_just_that(workspace: Workspace) -> None:
