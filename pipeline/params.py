@@ -68,12 +68,17 @@ class _Params:
 
 @dataclass(frozen=True)
 class IndexParams(_Params):
-    """How videos become clips. ``table`` is a CSV file of path, label[, split, subject]."""
+    """How videos become clips; paths are relative to the dataset's folder of videos.
+
+    ntu60, ntu120: ``missing_skeletons`` is a list of samples to leave out. folder: ``table`` is a CSV file of
+    path, label[, split, subject]; the others choose the test where it has no column split.
+    """
 
     layout: str
     table: str | None = None
     test_ratio: _Fraction = 0.2
     seed: _Natural = 0
+    missing_skeletons: str | None = None
 
 
 @dataclass(frozen=True)

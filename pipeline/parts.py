@@ -40,10 +40,13 @@ _SEAL = ',\n "digest": "'
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a clip ended, the rows it takes in its part (``length`` from ``start``), and its inputs' hash."""
+    """How a clip ended, the rows it takes in its part (``length`` from ``start``), and its inputs' hash.
+
+    "repaired" is a note on a clip that counts as ok: what was mended in what came with it.
+    """
 
     id: str
-    status: Literal["ok", "skipped", "failed"]
+    status: Literal["ok", "skipped", "failed", "repaired"]
     fingerprint: str
     reason: str = ""
     start: int = 0

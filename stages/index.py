@@ -5,8 +5,11 @@ last time is not. Threads do: FFmpeg and the digest leave Python's lock, and mem
 """
 
 import os
-from collections.abc import Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 
 from pipeline.clips import Clip, write_classes, write_manifest
 from pipeline.datasets import Entry, scan
@@ -23,9 +26,12 @@ from stages.workspace import Workspace
 
 __all__ = ["run"]
 
+_NAMES, _REASONS = 5, 10  # that are shown
+_NUMBER = re.compile(r"\d+")
+
 
 def run(params: DatasetParams, workspace: Workspace, engine: Engine, *, threads: int | None = None) -> Counts:
-    """Index the dataset's videos and write its tables.
+    """Index the dataset's videos, write its tables, and print what is in them and what was left out.
 
     Counts are clips, and videos left out by the layout as skipped. ``threads`` None is one a core; workers of
     the engine are not needed. Raises HarcacheError, after everything is written, when too many failed.
@@ -33,13 +39,17 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine, *, threads:
     found = scan(params.index.layout, workspace.videos, params.index)
     names = sorted({entry.video for entry in found.entries})
     probed = _probe_all(workspace, names, threads)
-    results = [_clip(entry, probed[entry.video]) for entry in found.entries]
-    clips = [result for result in results if isinstance(result, Clip)]
-    failed = [result for result in results if isinstance(result, Outcome)]
-    skipped = [Outcome(path, "skipped", fingerprint="", reason=why) for path, why in found.left_out]
+    clips: list[Clip] = []
+    notes = [Outcome(path, "skipped", fingerprint="", reason=why) for path, why in found.left_out]
+    for entry in found.entries:
+        clip, note = _clip(entry, probed[entry.video])
+        clips += [clip] if clip else []
+        notes += [note] if note else []
     write_manifest(workspace.manifest, clips)
     write_classes(workspace.classes, found.classes)
-    return finish("index", workspace, [*failed, *skipped], len(clips))
+    print(_described(clips, found.classes))
+    print(_noted(notes, workspace.failures("index")), end="")
+    return finish("index", workspace, notes, len(clips))
 
 
 def _probe_all(workspace: Workspace, names: Sequence[str], threads: int | None) -> dict[str, Probed]:
@@ -64,27 +74,33 @@ def _probe_all(workspace: Workspace, names: Sequence[str], threads: int | None) 
     return probed
 
 
-def _clip(entry: Entry, probed: Probed) -> Clip | Outcome:
+def _clip(entry: Entry, probed: Probed) -> tuple[Clip | None, Outcome | None]:
+    """Return the clip, or None for one that failed, and what there is to tell of it."""
     try:
-        return _checked_clip(entry, probed)
+        clip = _checked_clip(entry, probed)
     except HarcacheError as error:
-        return Outcome(entry.id, "failed", fingerprint="", reason=str(error))
+        return None, Outcome(entry.id, "failed", fingerprint="", reason=str(error))
+    repairs = [entry.repair] if entry.repair else []
+    if entry.end not in (None, clip.end):
+        repairs.append(f"it went on after frame {clip.end - 1}, the video's last, and was cut there")
+    repaired = Outcome(clip.id, "repaired", fingerprint="", reason="; ".join(repairs))
+    return clip, repaired if repairs else None
 
 
 def _checked_clip(entry: Entry, probed: Probed) -> Clip:
     found = probed.probe
     if found is None:
         raise HarcacheError(probed.reason)
-    end = found.frames if entry.end is None else entry.end
-    if end > found.frames:
+    if entry.start >= found.frames:
         raise HarcacheError(
-            f"the clip ends at frame {end}, but {entry.video} has {found.frames}: mend its table"
+            f"the clip starts at frame {entry.start}, but {entry.video} has {found.frames} frames: mend its "
+            "annotation"
         )
     return Clip(
         id=entry.id,
         video=entry.video,
         start=entry.start,
-        end=end,
+        end=found.frames if entry.end is None else min(entry.end, found.frames),
         height=found.height,
         width=found.width,
         fps=found.fps,
@@ -98,3 +114,38 @@ def _checked_clip(entry: Entry, probed: Probed) -> Clip:
         labels=entry.labels,
         splits=entry.splits,
     )
+
+
+def _described(clips: Sequence[Clip], classes: Mapping[str, Sequence[str]]) -> str:
+    """Return how much there is, and how each protocol divides it."""
+    videos = len({clip.video for clip in clips})
+    frames = sum(clip.frames for clip in clips)
+    hours = sum(clip.frames / clip.fps for clip in clips if clip.fps) / 3600
+    lines = [f"index: {len(clips)} clips of {videos} videos, {frames} frames, {hours:.3g} hours"]
+    for protocol, names in classes.items():
+        sides = Counter(clip.split(protocol) for clip in clips)
+        counted = [f"{sides[side]} {side}" for side in ("train", "val", "test") if sides[side]]
+        counted += [f"{sides[None]} in no split"] if sides[None] else []
+        lines.append(f"index: {protocol}: {len(names)} classes, {', '.join(counted) or 'no clips'}")
+    return "\n".join(lines)
+
+
+def _noted(notes: Sequence[Outcome], listed: Path) -> str:
+    """Return, line by line, what was left out, failed or was repaired, and why; long lists are shortened."""
+    groups: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
+    for note in sorted(notes, key=lambda note: (note.status, note.id)):
+        groups[note.status, _NUMBER.sub("", note.reason)].append(note)
+    largest = sorted(groups.values(), key=len, reverse=True)
+    lines = [_group_line(group) for group in largest[:_REASONS]]
+    if len(largest) > _REASONS:
+        left = sum(map(len, largest[_REASONS:]))
+        lines.append(f"index: {left} more for {len(largest) - _REASONS} more reasons; all are in {listed}\n")
+    return "".join(lines)
+
+
+def _group_line(group: Sequence[Outcome]) -> str:
+    first = group[0]
+    such_as = "" if all(note.reason == first.reason for note in group) else "such as: "
+    names = ", ".join(note.id for note in group[:_NAMES])
+    more = f" and {len(group) - _NAMES} more" if len(group) > _NAMES else ""
+    return f"index: {len(group)} {first.status} ({such_as}{first.reason}): {names}{more}\n"

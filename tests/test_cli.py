@@ -226,7 +226,13 @@ def test_bad_videos_among_good_ones_are_listed_and_the_others_kept(videos: Path)
     done = subprocess.run(
         [_SCRIPT, "index", "mine", "--max-failed", "1"], capture_output=True, text=True, check=True
     )
-    assert done.stdout == "index: 3 ok, 0 skipped, 5 failed of 8 clips\n"
+    told = done.stdout.splitlines()
+    assert re.fullmatch(r"index: 3 clips of 3 videos, \d+ frames, [\d.e-]+ hours", told[0])
+    assert told[1] == "index: default: 2 classes, 2 train, 1 test"
+    assert sorted(line.rpartition(": ")[2] for line in told[2:-1]) == [
+        "half.avi", "half.mp4", "sound", "text", "zero"
+    ]  # fmt: skip
+    assert told[-1] == "index: 3 ok, 0 skipped, 5 failed of 8 clips"
     assert all(_PROGRESS.match(line) for line in done.stderr.splitlines())
     assert [clip.video for clip in read_manifest(Path("data/mine/manifest.csv"))] == [
         "run/a.mp4", "run/b.avi", "walk/c.mp4"

@@ -10,6 +10,9 @@ from pipeline.datasets.demo import scan_demo
 from pipeline.datasets.folder import scan_folder
 from pipeline.datasets.layout import Entry, Scan
 from pipeline.datasets.ntu import scan_ntu60, scan_ntu120
+from pipeline.datasets.pku_mmd import scan_pku_mmd
+from pipeline.datasets.toyota_smarthome import scan_toyota_smarthome
+from pipeline.datasets.utd_mhad import scan_utd_mhad
 from pipeline.errors import HarcacheError, did_you_mean
 from pipeline.params import IndexParams
 
@@ -20,6 +23,9 @@ LAYOUTS: dict[str, Callable[[Path, IndexParams], Scan]] = {
     "folder": scan_folder,
     "ntu60": scan_ntu60,
     "ntu120": scan_ntu120,
+    "pku_mmd": scan_pku_mmd,
+    "toyota_smarthome": scan_toyota_smarthome,
+    "utd_mhad": scan_utd_mhad,
 }
 
 

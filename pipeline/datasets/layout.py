@@ -4,11 +4,11 @@ Finding files is apart from reading them, so that a layout is a few pure lines o
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["VIDEO_SUFFIXES", "Entry", "Scan", "distinct", "find_videos"]
+__all__ = ["VIDEO_SUFFIXES", "Entry", "Scan", "distinct", "find_files", "find_videos", "scan_names"]
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".wmv"})
 
@@ -18,7 +18,7 @@ class Entry:
     """A clip as its name or a table tells it; ``end`` None means the whole video.
 
     ``video`` is relative to the dataset's folder, with ``/``. ``labels`` are (protocol, class number from 0),
-    ``splits`` are (protocol, "train", "val" or "test").
+    ``splits`` are (protocol, "train", "val" or "test"). ``repair`` says what was mended in its annotation.
     """
 
     id: str
@@ -31,19 +31,38 @@ class Entry:
     repetition: int | None = None
     labels: tuple[tuple[str, int], ...] = ()
     splits: tuple[tuple[str, str], ...] = ()
+    repair: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """Entries sorted by id, class names of each protocol, and (path, why) of each video left out."""
+    """Entries sorted by id, class names of each protocol, and (path, why) of all that was left out."""
 
     entries: tuple[Entry, ...]
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     left_out: tuple[tuple[str, str], ...] = ()
 
 
+def scan_names(
+    root: Path, entry_of: Callable[[str], Entry | str], classes: Mapping[str, tuple[str, ...]]
+) -> Scan:
+    """Return the clips of a dataset whose file names tell everything.
+
+    ``entry_of`` gives the clip of a video's path under ``root``, or why it is left out.
+    """
+    found = {video: entry_of(video) for video in find_videos(root)}
+    entries, doubles = distinct(entry for entry in found.values() if isinstance(entry, Entry))
+    left_out = [(video, why) for video, why in found.items() if isinstance(why, str)]
+    return Scan(entries, classes, tuple(sorted([*left_out, *doubles])))
+
+
 def find_videos(root: Path) -> list[str]:
-    """Return the videos under ``root`` by their suffix, as sorted paths relative to it, with ``/``.
+    """Return the videos under ``root`` by their suffix, as `find_files` does."""
+    return find_files(root, VIDEO_SUFFIXES)
+
+
+def find_files(root: Path, suffixes: Collection[str]) -> list[str]:
+    """Return the files under ``root`` with such suffixes, as sorted paths relative to it, with ``/``.
 
     Follows links to folders. Hidden files and folders don't count: they are other programs' leftovers.
     """
@@ -51,7 +70,7 @@ def find_videos(root: Path) -> list[str]:
         (folder / name).relative_to(root).as_posix()
         for folder, names in _walk(root)
         for name in names
-        if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES
+        if not name.startswith(".") and Path(name).suffix.lower() in suffixes
     )
 
 

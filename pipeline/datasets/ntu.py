@@ -4,15 +4,18 @@ Videos may lie in any folders under the root, so the archives can be unpacked as
 """
 
 import re
+from collections.abc import Collection
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from pipeline.datasets.layout import Entry, Scan, distinct, find_videos
+from pipeline.datasets.layout import Entry, Scan, scan_names
+from pipeline.errors import HarcacheError
 from pipeline.params import IndexParams
 
 __all__ = ["CLASSES", "TRAIN_PERFORMERS", "parse_ntu_name", "scan_ntu60", "scan_ntu120"]
 
-_NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})(?:_rgb)?")
+_NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})(?:_rgb)?", re.ASCII)
+_SAMPLE = re.compile(r"\bS\d{3}C\d{3}P\d{3}R\d{3}A\d{3}\b", re.ASCII)
 _SETUPS = {60: 17, 120: 32}
 _SECOND_PROTOCOL = {60: "xview", 120: "xset"}
 
@@ -59,22 +62,36 @@ def parse_ntu_name(stem: str) -> tuple[int, int, int, int, int] | None:
 
 
 def _scan(actions: int, root: Path, params: IndexParams) -> Scan:
-    found = {video: _entry_of(video, actions) for video in find_videos(root)}
-    entries, doubles = distinct(e for e in found.values() if isinstance(e, Entry))
-    left_out = [(video, why) for video, why in found.items() if isinstance(why, str)]
     classes = {protocol: CLASSES[:actions] for protocol in ("xsub", _SECOND_PROTOCOL[actions])}
-    return Scan(entries, classes, tuple(sorted([*left_out, *doubles])))
+    missing = _read_missing(root / params.missing_skeletons) if params.missing_skeletons else frozenset()
+    return scan_names(root, partial(_entry_of, actions=actions, missing=missing), classes)
 
 
-def _entry_of(video: str, actions: int) -> Entry | str:
+def _read_missing(path: Path) -> frozenset[str]:
+    """Read the names of samples in a list such as the dataset's authors publish; other words don't count."""
+    try:
+        found = frozenset(_SAMPLE.findall(path.read_text(encoding="utf-8-sig")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise HarcacheError(
+            f"{path} can't be read ({error}): expected the list of samples with missing skeletons there, or "
+            "no 'missing_skeletons' in params.yaml"
+        ) from error
+    if not found:
+        raise HarcacheError(f"{path} names no sample: expected names like S001C002P005R002A008, one a line")
+    return found
+
+
+def _entry_of(video: str, actions: int, missing: Collection[str]) -> Entry | str:
     """Return the clip that a video's name tells, or why it is not of NTU RGB+D with 60 or 120 actions."""
-    stem = Path(video).stem
+    stem = PurePosixPath(video).stem
     numbers = parse_ntu_name(stem)
     if numbers is None:
         return "name is not like S001C001P001R001A001_rgb.avi"
     setup, camera, performer, replication, action = numbers
     if setup > _SETUPS[actions] or action > actions:
         return f"setup {setup}, action {action} is not in NTU RGB+D {actions}"
+    if stem.removesuffix("_rgb") in missing:
+        return "is in the list of missing skeletons"
     second = _SECOND_PROTOCOL[actions]
     in_train = {
         "xsub": performer in TRAIN_PERFORMERS[actions],

@@ -246,3 +246,80 @@ def test_a_touched_video_keeps_its_fingerprint(videos: Path, tmp_path: Path, pro
     _index(_params(), videos, out)
     assert probed == ["a.mp4"]
     assert [c.fingerprint for c in read_manifest(out / "manifest.csv")] == before
+
+
+def _lay_pku_mmd(root: Path) -> None:
+    for name in ("0002-L", "0003-M", "0191-L"):
+        _write(root / "RGB_VIDEO" / f"{name}.avi", 20)
+    labels = {
+        "0002-L": "1,0,9,2\n2,8,3,1\n3,10,20,2\n4,5,3000,2\n5,20,25,2\n",
+        "0003-M": "6,19,19,2",
+        "0191-L": "",
+    }
+    for name, rows in labels.items():
+        path = root / "Label" / f"{name}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(rows)
+    (root / "cross-view.txt").write_text(
+        "Training videos: \n0003-M, \nValidataion videos: \n0002-L, 0191-L, \n"
+    )
+
+
+def test_clips_of_long_videos_are_checked_against_the_counted_frames(
+    tmp_path: Path, probed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    _lay_pku_mmd(tmp_path / "videos")
+    counts = _index(_params("pku_mmd"), tmp_path / "videos", out, max_failed=0.5)
+    assert counts == Counts(ok=5, skipped=1, failed=1)
+    # A video without clips is not opened; one with many is opened once.
+    assert sorted(probed) == ["0002-L.avi", "0003-M.avi"]
+    clips = read_manifest(out / "manifest.csv")
+    assert {c.id: (c.start, c.end) for c in clips} == {
+        "0002-L_F00000_A01": (0, 10),
+        "0002-L_F00003_A02": (3, 9),
+        "0002-L_F00005_A04": (5, 20),
+        "0002-L_F00010_A03": (10, 20),
+        "0003-M_F00019_A06": (19, 20),
+    }
+    assert len({c.fingerprint for c in clips}) == 5
+    told = "it went on after frame 19, the video's last, and was cut there"
+    assert read_failures(out / "failures" / "index.csv") == [
+        ("0002-L_F00003_A02", "repaired", "start 8 and end 3 were swapped"),
+        ("0002-L_F00005_A04", "repaired", told),
+        ("0002-L_F00010_A03", "repaired", told),
+        (
+            "0002-L_F00020_A05",
+            "failed",
+            "the clip starts at frame 20, but RGB_VIDEO/0002-L.avi has 20 frames: mend its annotation",
+        ),
+        ("RGB_VIDEO/0191-L.avi", "skipped", "its label file Label/0191-L.txt is empty"),
+    ]
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:3] == [
+        "index: 5 clips of 2 videos, 42 frames, 0.000467 hours",
+        "index: xview: 51 classes, 1 train, 4 test",
+        f"index: 2 repaired ({told}): 0002-L_F00005_A04, 0002-L_F00010_A03",
+    ]
+    assert shown[-1] == "index: 5 ok, 1 skipped, 1 failed of 7 clips"
+
+
+def test_long_lists_are_shortened_on_the_screen_and_whole_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, videos = tmp_path / "out", tmp_path / "videos"
+    _write(videos / "S001C001P001R001A001_rgb.avi", 4)
+    for number in range(1, 13):
+        (videos / f"holiday {number}.avi").touch()
+        (videos / f"S001C001P001R{number:03}A061.avi").touch()
+    for letter in "abcdefghijk":
+        link = videos / letter / "S001C001P001R001A001_rgb.avi"
+        link.parent.mkdir()
+        link.touch()
+    _index(_params("ntu60"), videos, out)
+    shown = capsys.readouterr().out
+    assert (
+        "index: 12 skipped (name is not like S001C001P001R001A001_rgb.avi): holiday 1.avi, holiday 10.avi, "
+        "holiday 11.avi, holiday 12.avi, holiday 2.avi and 7 more\n"
+    ) in shown
+    assert len(read_failures(out / "failures" / "index.csv")) == 35

@@ -1,3 +1,4 @@
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,56 @@ def test_even_setups_train_in_the_cross_setup_protocol(tmp_path: Path, setup: in
     (entry,) = _scan(tmp_path, "ntu120", f"S{setup:03}C001P103R001A120_rgb.avi").entries
     assert dict(entry.labels) == {"xsub": 119, "xset": 119}
     assert dict(entry.splits) == {"xsub": "train", "xset": split}
+
+
+# Shahroudy et al. 2016 and Liu et al. 2019, copied a second time: a slip in one of the copies is seen.
+_X_SUB_60 = "1 2 4 5 8 9 13 14 15 16 17 18 19 25 27 28 31 34 35 38"
+_X_SUB_120 = f"""{_X_SUB_60} 45 46 47 49 50 52 53 54 55 56 57 58 59 70 74 78 80 81 82 83 84 85 86 89 91 92 93
+94 95 97 98 100 103"""
+
+
+@pytest.mark.parametrize(
+    ("layout", "last", "setups", "train"), [("ntu60", 40, 17, _X_SUB_60), ("ntu120", 106, 32, _X_SUB_120)]
+)
+def test_every_performer_camera_and_setup_is_on_its_side(
+    tmp_path: Path, layout: str, last: int, setups: int, train: str
+) -> None:
+    takes = product(range(1, setups + 1), range(1, 4), range(1, last + 1))
+    names = [f"S{s:03}C{c:03}P{p:03}R001A001_rgb.avi" for s, c, p in takes if p % setups == s - 1 or p == 1]
+    found = _scan(tmp_path, layout, *names)
+    assert len(found.entries) == len(names)
+    trains = {int(performer) for performer in train.split()}
+    for entry in found.entries:
+        assert entry.setup and entry.camera
+        view = entry.camera != 1 if layout == "ntu60" else entry.setup % 2 == 0
+        wanted = {"xsub": entry.subject in trains, "xview" if layout == "ntu60" else "xset": view}
+        assert dict(entry.splits) == {name: "train" if side else "test" for name, side in wanted.items()}
+
+
+def test_samples_with_missing_skeletons_are_left_out_where_a_list_is_given(tmp_path: Path) -> None:
+    names = ("S001C002P005R002A008_rgb.avi", "S001C001P001R001A001_rgb.avi", "S001C001P001R001A002.avi")
+    (tmp_path / "list.txt").write_text(
+        'of the captured samples in "NTU RGB+D"\n\nS001C002P005R002A008\r\nS001C001P001R001A002\n'
+    )
+    assert len(_scan(tmp_path, "ntu60", *names).entries) == 3
+    found = scan("ntu60", tmp_path, IndexParams("ntu60", missing_skeletons="list.txt"))
+    assert [entry.id for entry in found.entries] == ["S001C001P001R001A001"]
+    why = "is in the list of missing skeletons"
+    assert found.left_out == ((names[2], why), (names[0], why))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"list\.txt can't be read .*expected the list of samples with missing skeletons"),
+        ("S1 C2", r"list\.txt names no sample: expected names like S001C002P005R002A008"),
+    ],
+)
+def test_a_missing_or_empty_list_is_an_error(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(HarcacheError, match=message):
+        scan("ntu60", tmp_path, IndexParams("ntu60", missing_skeletons="list.txt"))
 
 
 def test_half_of_the_performers_train_in_both_datasets() -> None:
