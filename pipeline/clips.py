@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.collector import collector_at_rest
 from pipeline.errors import HarcacheError
 from pipeline.files import write_if_changed
 
@@ -151,6 +152,7 @@ def _to_row(clip: Clip, labels: Sequence[str], splits: Sequence[str]) -> list[An
     return [*fixed, *map(clip.label, labels), *map(clip.split, splits)]
 
 
+@collector_at_rest()
 def read_manifest(path: Path | str) -> list[Clip]:
     """Read the clips in the order of the file.
 

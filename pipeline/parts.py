@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.collector import collector_at_rest
 from pipeline.errors import HarcacheError
 from pipeline.files import commit_file, file_digest, flush, write_atomically
 
@@ -114,6 +115,7 @@ def read_records(record_dir: Path) -> list[Record]:
     return sorted((read_record(path) for path in paths), key=lambda record: record.part)
 
 
+@collector_at_rest()
 def sound_records(folder: Path, record_dir: Path) -> list[Record]:
     """Return the records whose files are there, and remove the other parts, so that they are made again."""
     sound = []

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.clips import Clip
+from pipeline.collector import collector_at_rest
 from pipeline.errors import HarcacheError
 from pipeline.parts import Record
 
@@ -59,6 +60,7 @@ class Plan:
         return tuple(part for part in self.stale if part not in made)
 
 
+@collector_at_rest()
 def plan(
     wanted: Sequence[Wanted], records: Sequence[Record], capacity: int, retry_failed: bool = False
 ) -> Plan:
