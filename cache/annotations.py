@@ -14,12 +14,20 @@ import numpy as np
 from cache.errors import CacheError
 from pipeline.files import writing
 
-__all__ = ["read_detections", "read_poses", "write_detections", "write_poses"]
+__all__ = [
+    "read_detections",
+    "read_joints",
+    "read_poses",
+    "read_positions",
+    "write_detections",
+    "write_poses",
+]
 
 _FORMAT_VERSION = 1
 _CHUNK_ROWS = 4096
 _REMEDY = "delete it and run the pipeline again"
-_JOINTS = 17
+_COCO_JOINTS = 17
+_POSE_TABLES = ("keypoints", "scores", "positions")
 
 
 def write_detections(path: Path, detections: Mapping[str, Sequence[np.ndarray]]) -> None:
@@ -66,52 +74,85 @@ def read_detections(path: Path, clip_id: str) -> list[np.ndarray]:
     return np.split(boxes, starts[1:-1] - starts[0])
 
 
-def write_poses(path: Path, poses: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+def write_poses(path: Path, poses: Mapping[str, Sequence[np.ndarray]]) -> None:
     """Write the linked poses of each clip.
 
-    ``poses``: clip id to keypoints ``(M, T, 17, 2) float32`` (persons, frames, COCO joints; x before y,
-    pixels of the source frame, NaN where nobody is) and scores ``(M, T, 17) float32``; M may be 0.
-    Raises ``CacheError`` for other shapes and for clips without frames.
+    ``poses``: clip id to keypoints ``(M, T, V, 2) float32`` (persons, frames, joints; x before y, pixels of
+    the source frame, NaN where nobody is) and scores ``(M, T, V) float32``; M may be 0. Skeletons in space
+    have a third array for every clip: positions ``(M, T, V, 3) float32``, metres. V is 17 for COCO's joints
+    and the same for all clips. Raises ``CacheError`` for other shapes and for clips without frames.
 
     Layout, for C clips and R = sum of M * T rows::
 
         clip_id    (C,)        UTF-8
         shape      (C, 2)      M and T of each clip
         row_start  (C + 1,)    clip c has the rows row_start[c] .. row_start[c + 1], person by person
-        keypoints  (R, 17, 2)  float32
-        scores     (R, 17)     float32
+        keypoints  (R, V, 2)   float32
+        scores     (R, V)      float32
+        positions  (R, V, 3)   float32; only where they were given
     """
-    clips = [_checked_pose(pose, path, id) for id, pose in poses.items()]
-    shapes = [keypoints.shape[:2] for keypoints, _ in clips]
-    rows = [keypoints.reshape(-1, _JOINTS, 2) for keypoints, _ in clips]
-    scores = [score.reshape(-1, _JOINTS) for _, score in clips]
+    joints = next((pose[0].shape[-2] for pose in poses.values()), _COCO_JOINTS)
+    tails = [(joints, 2), (joints,), (joints, 3)]
+    clips = [_checked_pose(pose, tails, path, id) for id, pose in poses.items()]
+    arrays = max(map(len, clips), default=2)
+    for id, clip in zip(poses, clips, strict=True):
+        _require(
+            len(clip) == arrays, path, id, "lacks the positions that other clips have; correct its maker"
+        )
+    tables = [
+        np.concatenate([np.empty((0, *tail), np.float32), *(clip[i].reshape(-1, *tail) for clip in clips)])
+        for i, tail in enumerate(tails[:arrays])
+    ]
+    shapes = [clip[0].shape[:2] for clip in clips]
     _write(
         path,
         "poses",
         clip_id=_as_bytes(poses),
         shape=np.array(shapes, np.int64).reshape(-1, 2),
-        row_start=_offsets(map(len, rows)),
-        keypoints=np.concatenate([np.empty((0, _JOINTS, 2), np.float32), *rows]),
-        scores=np.concatenate([np.empty((0, _JOINTS), np.float32), *scores]),
+        row_start=_offsets(persons * frames for persons, frames in shapes),
+        **dict(zip(_POSE_TABLES, tables, strict=False)),
     )
 
 
 def read_poses(path: Path, clip_id: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read what ``write_poses`` wrote: keypoints ``(M, T, 17, 2)`` and scores ``(M, T, 17)``, float32.
+    """Read what ``write_poses`` wrote: keypoints ``(M, T, V, 2)`` and scores ``(M, T, V)``, float32.
 
     Raises ``CacheError``, with file and clip, when the file is missing, damaged or foreign or lacks the clip.
     """
     with _reading(path, "poses", clip_id) as (file, clip):
-        first, last = file["row_start"][clip : clip + 2]
-        persons, frames = file["shape"][clip]
-        keypoints, scores = file["keypoints"][first:last], file["scores"][first:last]
-        _require(
-            len(keypoints) == len(scores) == persons * frames,
-            path,
-            clip_id,
-            f"has {len(keypoints)} rows, expected {persons} persons in {frames} frames; {_REMEDY}",
-        )
-    return keypoints.reshape(persons, frames, _JOINTS, 2), scores.reshape(persons, frames, _JOINTS)
+        return _pose_table(file, "keypoints", clip, path), _pose_table(file, "scores", clip, path)
+
+
+def read_positions(path: Path, clip_id: str) -> np.ndarray | None:
+    """Read the positions ``(M, T, V, 3) float32``, metres, or None where the file has none.
+
+    Raises ``CacheError`` as ``read_poses`` does.
+    """
+    with _reading(path, "poses", clip_id) as (file, clip):
+        return _pose_table(file, "positions", clip, path) if "positions" in file else None
+
+
+def read_joints(path: Path, clip_id: str) -> tuple[int, bool]:
+    """Return the number of joints in a file of poses, and whether it has positions.
+
+    Raises ``CacheError`` as ``read_poses`` does.
+    """
+    with _reading(path, "poses", clip_id) as (file, _):
+        return file["scores"].shape[1], "positions" in file
+
+
+def _pose_table(file: h5py.File, name: str, clip: int, path: Path) -> np.ndarray:
+    """Return the rows of clip number ``clip``: (M, T, ...)."""
+    first, last = file["row_start"][clip : clip + 2]
+    persons, frames = file["shape"][clip]
+    rows = file[name][first:last]
+    _require(
+        len(rows) == persons * frames,
+        path,
+        file["clip_id"][clip].decode(),
+        f"has {len(rows)} rows of {name}, expected {persons} persons in {frames} frames; {_REMEDY}",
+    )
+    return rows.reshape(persons, frames, *rows.shape[1:])
 
 
 def _write(path: Path, kind: str, **tables: np.ndarray) -> None:
@@ -157,11 +198,15 @@ def _format(kind: str) -> str:
 
 
 def _checked_pose(
-    pose: tuple[np.ndarray, np.ndarray], path: Path, clip_id: str
-) -> tuple[np.ndarray, np.ndarray]:
-    keypoints = _checked(pose[0], (None, None, _JOINTS, 2), path, clip_id)
+    pose: Sequence[np.ndarray], tails: Sequence[tuple[int, ...]], path: Path, clip_id: str
+) -> list[np.ndarray]:
+    keypoints = _checked(pose[0], (None, None, *tails[0]), path, clip_id)
     _require(keypoints.shape[1] > 0, path, clip_id, "has no frames; expected at least one")
-    return keypoints, _checked(pose[1], keypoints.shape[:3], path, clip_id)
+    others = [
+        _checked(array, (*keypoints.shape[:2], *tail), path, clip_id)
+        for array, tail in zip(pose[1:], tails[1:], strict=False)
+    ]
+    return [keypoints, *others]
 
 
 def _checked(values: np.ndarray, shape: tuple[int | None, ...], path: Path, clip_id: str) -> np.ndarray:

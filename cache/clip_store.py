@@ -333,12 +333,16 @@ class ClipStore:
         return self.read("frames", id)
 
     def heatmaps(self, id: str) -> np.ndarray:
-        """Read the pose heatmaps of a clip: ``(length, 17, S, S) uint8``, 255 is a certain joint."""
+        """Read the pose heatmaps of a clip: ``(length, V, S, S) uint8``, 255 is a certain joint."""
         return self.read("volume", id)
 
     def keypoints(self, id: str) -> np.ndarray:
-        """Read the keypoints of a clip: ``(length, persons, 17, 3) float16``, x y in the crop 0..1, score."""
+        """Read the keypoints of a clip: ``(length, persons, V, 3) float16``, x y in the crop 0..1, score."""
         return self.read("keypoints", id)
+
+    def positions(self, id: str) -> np.ndarray:
+        """Read the joints in space: ``(length, persons, V, 3) float32``, metres; Kinect's skeletons alone."""
+        return self.read("positions", id)
 
     def box(self, id: str) -> np.ndarray:
         """Return the crop of a clip: ``(4,) float32`` x1 y1 x2 y2, pixels of the source frame."""

@@ -24,8 +24,11 @@ __all__ = [
     "EvaluateParams",
     "FramesParams",
     "HeatmapParams",
+    "ImportedPoseParams",
     "IndexParams",
+    "KinectPoseParams",
     "ModelParams",
+    "NoDetectParams",
     "PoseParams",
     "Precision",
     "RecipeParams",
@@ -95,6 +98,13 @@ class DetectParams(_Params):
 
 
 @dataclass(frozen=True)
+class NoDetectParams(_Params):
+    """No detector: no clip has boxes. For poses that are brought along."""
+
+    backend: Literal["none"]
+
+
+@dataclass(frozen=True)
 class PoseParams(_Params):
     """The pose estimator; at most ``max_persons`` are kept a clip."""
 
@@ -104,6 +114,28 @@ class PoseParams(_Params):
     flip_test: bool
     max_persons: _Count
     precision: Precision
+
+
+@dataclass(frozen=True)
+class ImportedPoseParams(_Params):
+    """Poses that are there already: ``source`` is a file that `harcache poses import` wrote."""
+
+    backend: Literal["import"]
+    source: str
+    max_persons: _Count
+
+
+@dataclass(frozen=True)
+class KinectPoseParams(_Params):
+    """Kinect's skeletons: ``source`` is the folder of NTU's ``.skeleton`` or UTD-MHAD's ``.mat`` files.
+
+    ``keep_missing``: also take the clips that a list of missing skeletons in that folder names.
+    """
+
+    backend: Literal["kinect"]
+    source: str
+    max_persons: _Count
+    keep_missing: bool = False
 
 
 @dataclass(frozen=True)
@@ -215,13 +247,20 @@ class DatasetParams(_Params):
 
     name: str
     index: IndexParams
-    detect: DetectParams
-    pose: PoseParams
+    detect: DetectParams | NoDetectParams
+    pose: PoseParams | ImportedPoseParams | KinectPoseParams
     crop: CropParams
     frames: FramesParams
     heatmap: HeatmapParams
     rgb: RgbParams
     train: TrainParams | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.detect, NoDetectParams) and isinstance(self.pose, PoseParams):
+            raise HarcacheError(
+                f"datasets.{self.name}.detect.backend is 'none', but pose.backend '{self.pose.backend}' "
+                "needs boxes: choose a detector, or poses that are there already (import, kinect)"
+            )
 
 
 def dataset_names(path: Path | str = "params.yaml") -> list[str]:
@@ -286,7 +325,8 @@ def _parse_section(
     known = {f.name: f for f in fields(kind) if f.name not in given}  # type: ignore[arg-type]
     for name in value:
         if name not in known:
-            raise HarcacheError(f"{key}.{name} is no parameter. {did_you_mean(str(name), known)}")
+            backend = f" of the backend '{value['backend']}'" if "backend" in known else ""
+            raise HarcacheError(f"{key}.{name} is no parameter{backend}. {did_you_mean(str(name), known)}")
     for name, its_field in known.items():
         if name not in value and its_field.default is MISSING:
             raise HarcacheError(f"{key}.{name} is missing; add it to params.yaml")
@@ -303,6 +343,8 @@ def _parse(kind: Any, value: Any, key: str) -> Any:
             raise HarcacheError(f"{key} is {value}: expected {_describe(arguments[0])}{arguments[1]}")
         return number
     if origin in (Union, types.UnionType):
+        if is_dataclass(arguments[0]):
+            return _parse(_section_of_backend(arguments, value, key), value, key)
         return None if value is None else _parse(arguments[0], value, key)
     if origin is tuple:
         if not isinstance(value, list):
@@ -315,6 +357,17 @@ def _parse(kind: Any, value: Any, key: str) -> Any:
     if is_dataclass(kind) and isinstance(kind, type):
         return _parse_section(kind, value, key)
     return _parse_plain(kind, value, key)
+
+
+def _section_of_backend(kinds: tuple[Any, ...], value: Any, key: str) -> Any:
+    """Return which of ``kinds`` has the backend that ``value`` names."""
+    if not isinstance(value, dict):
+        raise _mistyped(key, value, "a mapping")
+    if "backend" not in value:
+        raise HarcacheError(f"{key}.backend is missing; add it to params.yaml")
+    known = {name: kind for kind in kinds for name in get_args(get_type_hints(kind)["backend"])}
+    name = _parse(Literal[*known], value["backend"], f"{key}.backend")
+    return known[name]
 
 
 def _parse_plain(kind: type, value: Any, key: str) -> Any:

@@ -26,6 +26,7 @@ __all__ = [
     "CLIPS_PER_PART",
     "Inputs",
     "Parts",
+    "SkipError",
     "Timer",
     "batches",
     "build_parts",
@@ -44,6 +45,10 @@ CLIPS_PER_PART = 32
 
 _Result = TypeVar("_Result")
 _Item = TypeVar("_Item")
+
+
+class SkipError(HarcacheError):
+    """Raised by a clip's work: nothing is wrong, but there is nothing to be had of this clip."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,8 @@ def build_parts(
 def process_clips(
     unit: Unit, work: Callable[[Clip], _Result], length: Callable[[_Result], int] = lambda _: 0
 ) -> tuple[dict[str, _Result], list[Outcome]]:
-    """Do ``work`` for each clip of the unit that is not given up; a HarcacheError fails that clip alone.
+    """Do ``work`` for each clip of the unit that is not given up; a HarcacheError fails that clip alone, a
+    SkipError skips it.
 
     But a StandstillError is raised: it says nothing of the clip.
 
@@ -180,7 +186,8 @@ def process_clips(
         except StandstillError:
             raise
         except HarcacheError as error:
-            outcomes.append(Outcome(clip.id, "failed", inputs, str(error)))
+            skipped = isinstance(error, SkipError)
+            outcomes.append(Outcome(clip.id, "skipped" if skipped else "failed", inputs, str(error)))
             continue
         rows = length(result)
         results[clip.id] = result

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import cache
-from cache.annotations import read_detections, read_poses
+from cache.annotations import read_detections, read_poses, read_positions
 from cache.clip_store import records_dir
 from pipeline.clips import Clip, fingerprint, read_manifest
 from pipeline.errors import HarcacheError
@@ -158,13 +158,18 @@ def _sources(stage: str, folder: Path) -> dict[str, _Read]:
     if folder.suffix == ".zarr":
         store = cache.open(folder)
         return {id: partial(_stored, store, id) for id in store.ids}
-    read = read_detections if stage == "detect" else read_poses
+    read = read_detections if stage == "detect" else _read_skeletons
     return {
         outcome.id: partial(read, part_file(folder, record.part), outcome.id)
         for record in read_records(folder)
         for outcome in record.outcomes
         if outcome.status == "ok"
     }
+
+
+def _read_skeletons(part: Path, id: str) -> list[np.ndarray]:
+    positions = read_positions(part, id)
+    return [*read_poses(part, id), *([] if positions is None else [positions])]
 
 
 def _stored(store: cache.ClipStore, id: str) -> list[np.ndarray]:

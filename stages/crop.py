@@ -107,7 +107,7 @@ def crop_of(
     """
     counted = np.where((scores >= params.min_score)[..., None], keypoints, np.nan)
     box = global_box(counted, image_size, params.padding, params.fit)
-    return box, _source(keypoints, counted, box, image_size)
+    return box, _source(keypoints, scores, counted, box, image_size)
 
 
 def read_crops(path: Path) -> dict[str, Crop]:
@@ -154,10 +154,14 @@ def _crop(
 
 
 def _source(
-    keypoints: np.ndarray, counted: np.ndarray, box: tuple[int, int, int, int], size: tuple[int, int]
+    keypoints: np.ndarray,
+    scores: np.ndarray,
+    counted: np.ndarray,
+    box: tuple[int, int, int, int],
+    size: tuple[int, int],
 ) -> str:
     if not np.isfinite(keypoints).any():
-        return f"{WHOLE_IMAGE}: nobody found"
+        return f"{WHOLE_IMAGE}: " + ("no place in the picture is known" if scores.any() else "nobody found")
     if not np.isfinite(counted).any():
         return f"{WHOLE_IMAGE}: no keypoint scores enough"
     return f"{WHOLE_IMAGE}: persons fill or miss it" if box == (0, 0, size[1], size[0]) else "persons"

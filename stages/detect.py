@@ -17,9 +17,10 @@ from pipeline.clips import Clip, fingerprint, read_manifest
 from pipeline.engine import Engine, Report
 from pipeline.files import file_digest
 from pipeline.outcomes import Counts
-from pipeline.params import DatasetParams, DetectParams
+from pipeline.params import DatasetParams, DetectParams, NoDetectParams
 from pipeline.plan import Unit, Wanted
 from pipeline.video import read_frames
+from stages import imported_poses
 from stages.building import (
     Parts,
     Timer,
@@ -49,6 +50,8 @@ class Context:
 
 def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
     """Find the persons in every clip of the manifest."""
+    if isinstance(params.detect, NoDetectParams):
+        return imported_poses.run_without_detector(workspace, engine)
     clips = read_manifest(workspace.manifest)
     # Fetched here once, before many workers do; other weights of the same name make other boxes.
     weights = file_digest(find_weights(params.detect.weights, workspace.weights_dir))

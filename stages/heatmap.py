@@ -4,21 +4,23 @@ The volume is what the pose stream reads; the keypoints beside it, in crop coord
 moves them before it draws.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cache.annotations import read_poses
+from cache.annotations import read_joints, read_poses, read_positions
 from cache.clip_store import ArraySpec, ShardWriter
 from cache.sampling import stored_frames
 from pipeline.clips import Clip, fingerprint
 from pipeline.engine import Engine, Report
+from pipeline.keypoints import COCO_MIRRORED
 from pipeline.outcomes import Counts
 from pipeline.params import DatasetParams, HeatmapParams
 from pipeline.plan import Unit
-from stages.building import Timer, inputs_from, parts_of
+from stages.building import Inputs, Timer, inputs_from, parts_of
 from stages.stores import Cropped, StoreSpec, build_store, crops_of, write_shards
 from stages.workspace import Workspace
 
@@ -33,7 +35,6 @@ __all__ = [
     "volume_rows",
 ]
 
-_JOINTS = 17
 _LEAST_SCORE = 1e-4  # a joint under it is not drawn (released code)
 _ROWS = 512  # drawn at a time: 512 float32 maps of 17x56x56 are 109 MB
 
@@ -49,17 +50,16 @@ class Context:
     crops_token: str
     params: HeatmapParams
     max_frames: int | None
-    persons: int
+    arrays: tuple[ArraySpec, ...]
 
 
 def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
     """Draw the heatmaps of every clip that has a crop."""
     cropped = Cropped.read(workspace, params.frames.max_frames)
     inputs = inputs_from(workspace.poses, cropped.clips)
-    persons = params.pose.max_persons
     parameters = store_parameters(params)
     wanted = cropped.wanted(fingerprint("heatmap", parameters), lambda clip: inputs.fingerprints[clip.id])
-    arrays = array_specs(params.heatmap, persons)
+    arrays = array_specs(params.heatmap, params.pose.max_persons, *_joints(workspace.poses, inputs))
     store = StoreSpec("heatmap", workspace.heatmaps, arrays, params.heatmap.shard_rows, parameters)
     context = Context(
         workspace.heatmaps,
@@ -69,7 +69,7 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
         cropped.token,
         params.heatmap,
         params.frames.max_frames,
-        persons,
+        arrays,
     )
     return build_store(store, cropped, wanted, process, context, engine, workspace)
 
@@ -79,26 +79,39 @@ def store_parameters(params: DatasetParams) -> dict[str, Any]:
     return asdict(params.heatmap) | asdict(params.frames) | {"persons": params.pose.max_persons}
 
 
-def array_specs(params: HeatmapParams, persons: int) -> tuple[ArraySpec, ArraySpec]:
-    """Return the store's arrays: ``volume`` (17, S, S) uint8, ``keypoints`` (persons, 17, 3) float16."""
-    return (
-        ArraySpec("volume", (_JOINTS, params.size, params.size), "uint8", "blosc"),
-        ArraySpec("keypoints", (persons, _JOINTS, 3), "float16", "blosc"),
+def array_specs(
+    params: HeatmapParams, persons: int, joints: int = len(COCO_MIRRORED), in_space: bool = False
+) -> tuple[ArraySpec, ...]:
+    """Return the store's arrays: ``volume`` (V, S, S) uint8, ``keypoints`` (persons, V, 3) float16.
+
+    V are ``joints``. Skeletons ``in_space`` have ``positions`` (persons, V, 3) float32 too, in metres.
+    """
+    specs = (
+        ArraySpec("volume", (joints, params.size, params.size), "uint8", "blosc"),
+        ArraySpec("keypoints", (persons, joints, 3), "float16", "blosc"),
     )
+    return (*specs, ArraySpec("positions", (persons, joints, 3), "float32", "blosc")) if in_space else specs
 
 
 def process(unit: Unit, context: Context) -> Report:
     """Make one part: the heatmaps and keypoints of its clips."""
     timer = Timer()
-    specs = array_specs(context.params, context.persons)
     return write_shards(
         unit,
         context.store,
-        specs,
+        context.arrays,
         context.params.shard_rows,
         timer,
-        lambda clip, writers: _write_clip(clip, context, writers[0], writers[1], timer),
+        lambda clip, writers: _write_clip(clip, context, writers, timer),
     )
+
+
+def _joints(poses: Path, inputs: Inputs) -> tuple[int, bool]:
+    """Return the joints of the dataset's poses, and whether they have positions; one part tells for all."""
+    if not inputs.fingerprints:
+        return len(COCO_MIRRORED), False
+    first = next(iter(inputs.fingerprints))
+    return read_joints(parts_of(poses, inputs.token)[first], first)
 
 
 def draw_heatmaps(keypoints: np.ndarray, scores: np.ndarray, size: int, sigma: float) -> np.ndarray:
@@ -129,23 +142,28 @@ def _bell(mean: np.ndarray, size: int, sigma: float) -> np.ndarray:
     return np.where((pixel >= first) & (pixel <= last), values, 0.0).astype(np.float32)
 
 
-def _write_clip(
-    clip: Clip, context: Context, volume: ShardWriter, keypoints: ShardWriter, timer: Timer
-) -> int:
+def _write_clip(clip: Clip, context: Context, writers: Sequence[ShardWriter], timer: Timer) -> int:
+    volume, keypoints, *in_space = writers
+    part = parts_of(context.poses, context.poses_token)[clip.id]
     with timer("read"):
-        points, scores = read_poses(parts_of(context.poses, context.poses_token)[clip.id], clip.id)
+        points, scores = read_poses(part, clip.id)
+        positions = read_positions(part, clip.id)
     rows = stored_frames(clip.frames, context.max_frames)
     in_crop = points_in_crop(points[:, rows], crops_of(context.crops, context.crops_token)[clip.id].box)
     for first in range(0, len(rows), _ROWS):
-        part = slice(first, first + _ROWS)
+        some = slice(first, first + _ROWS)
         with timer("draw"):
-            maps = volume_rows(in_crop[:, part], scores[:, rows[part]], context.params)
+            maps = volume_rows(in_crop[:, some], scores[:, rows[some]], context.params)
         with timer("write"):
             for one in maps:
                 volume.append(one)
     with timer("write"):
-        for one in keypoint_rows(in_crop, scores[:, rows], context.persons):
+        persons = context.arrays[1].shape_of_row[0]
+        for one in keypoint_rows(in_crop, scores[:, rows], persons):
             keypoints.append(one)
+        if positions is not None:
+            for one in _padded(positions[:, rows], persons):
+                in_space[0].append(one)
     return len(rows)
 
 
@@ -169,9 +187,12 @@ def keypoint_rows(in_crop: np.ndarray, scores: np.ndarray, persons: int) -> np.n
 
     (T, persons, K, 3) float16: x, y, score; NaN and 0 for a person who is not there.
     """
-    found, frames, joints = scores.shape
-    rows = np.full((frames, persons, joints, 3), np.nan, np.float16)
-    rows[..., 2] = 0
-    rows[:, :found, :, :2] = in_crop.swapaxes(0, 1)
-    rows[:, :found, :, 2] = scores.swapaxes(0, 1)
+    points = _padded(in_crop, persons)
+    return np.concatenate([points, np.nan_to_num(_padded(scores, persons))[..., None]], -1, dtype=np.float16)
+
+
+def _padded(values: np.ndarray, persons: int) -> np.ndarray:
+    """(M, T, ...) as (T, persons, ...), NaN for a person who is not there."""
+    rows = np.full((values.shape[1], persons, *values.shape[2:]), np.nan, values.dtype)
+    rows[:, : len(values)] = values.swapaxes(0, 1)
     return rows

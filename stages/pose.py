@@ -20,6 +20,7 @@ from pipeline.outcomes import Counts
 from pipeline.params import DatasetParams, PoseParams
 from pipeline.plan import Unit, Wanted
 from pipeline.video import read_frames
+from stages import imported_poses
 from stages.building import (
     Parts,
     Timer,
@@ -54,7 +55,9 @@ class Context:
 
 
 def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
-    """Estimate the poses of every clip whose persons were detected."""
+    """Estimate the poses of every clip whose persons were detected, or take those that are there already."""
+    if not isinstance(params.pose, PoseParams):
+        return imported_poses.run(params.pose, workspace, engine)
     clips = read_manifest(workspace.manifest)
     # Fetched here once, before many workers do; other weights of the same name make other poses.
     sources = [find_weights(params.pose.weights, workspace.weights_dir)]

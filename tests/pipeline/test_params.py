@@ -6,7 +6,13 @@ import pytest
 import yaml
 
 from pipeline.errors import HarcacheError
-from pipeline.params import DatasetParams, dataset_names, load_params
+from pipeline.params import (
+    DatasetParams,
+    ImportedPoseParams,
+    KinectPoseParams,
+    dataset_names,
+    load_params,
+)
 
 RECIPE = {"epochs": 2, "batch_size": 4, "lr": 0.05, "precision": "float32"}
 SECTIONS: dict[str, Any] = {
@@ -82,7 +88,7 @@ def test_the_fingerprint_follows_the_values_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("detect.scroe", 0.5, "datasets.demo.detect.scroe is no parameter. Did you mean 'score'?"),
+        ("detect.scroe", 0.5, "datasets.demo.detect.scroe is no parameter of .*. Did you mean 'score'?"),
         ("pse", {}, "datasets.demo.pse is no parameter. Did you mean 'pose'?"),
         ("name", "x", "datasets.demo.name is no parameter."),
         ("detect.score", "high", "datasets.demo.detect.score is 'high': expected a number"),
@@ -99,11 +105,19 @@ def test_the_fingerprint_follows_the_values_alone(tmp_path: Path) -> None:
         ("pose.flip_test", 1, "datasets.demo.pose.flip_test is 1: expected true or false"),
         ("index.layout", 5, "datasets.demo.index.layout is 5: expected text"),
         ("detect.backend", "ultralitics", "backend is 'ultralitics'. Did you mean 'ultralytics'?"),
-        ("detect.backend", ["a"], r"backend is \['a'\]. Known: torchvision, ultralytics."),
+        ("detect.backend", ["a"], r"backend is \['a'\]. Known: none, torchvision, ultralytics."),
         ("train.model.rgb_blocks", 3, "rgb_blocks is 3: expected a list"),
         ("train.model.rgb_blocks", [3, "x"], r"rgb_blocks\[1\] is 'x': expected a whole number"),
         ("frames.max_frames", 0, "max_frames is 0: expected a whole number of 1 or more"),
         ("crop", [], r"datasets.demo.crop is \[\]: expected a mapping"),
+        ("detect", [], r"datasets.demo.detect is \[\]: expected a mapping"),
+        ("pose.source", "poses.h5", "pose.source is no parameter of the backend 'mmpose'"),
+        ("pose.backend", "import", "pose.config is no parameter of the backend 'import'"),
+        (
+            "detect",
+            {"backend": "none"},
+            "datasets.demo.detect.backend is 'none', but pose.backend 'mmpose' needs boxes",
+        ),
     ],
 )
 def test_a_wrong_key_or_value_fails_and_is_named_in_full(
@@ -117,6 +131,18 @@ def test_a_wrong_key_or_value_fails_and_is_named_in_full(
 def test_a_missing_key_fails_and_is_named_in_full(tmp_path: Path, key: str) -> None:
     with pytest.raises(HarcacheError, match=f"datasets.demo.{key} is missing"):
         _load(tmp_path, key, remove=True)
+
+
+def test_poses_that_are_there_take_no_networks_parameters(tmp_path: Path) -> None:
+    kinect = _load(tmp_path, "pose", {"backend": "kinect", "source": "skeletons", "max_persons": 2}).pose
+    assert kinect == KinectPoseParams("kinect", "skeletons", 2, keep_missing=False)
+    imported = _load(tmp_path, "pose", {"backend": "import", "source": "mine.h5", "max_persons": 2}).pose
+    assert imported == ImportedPoseParams("import", "mine.h5", 2)
+
+
+def test_a_section_without_a_backend_fails(tmp_path: Path) -> None:
+    with pytest.raises(HarcacheError, match=r"datasets\.demo\.pose\.backend is missing"):
+        _load(tmp_path, "pose.backend", remove=True)
 
 
 def test_an_unknown_dataset_fails_with_the_nearest_name(tmp_path: Path) -> None:
