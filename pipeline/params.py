@@ -73,8 +73,9 @@ class _Params:
 class IndexParams(_Params):
     """How videos become clips; paths are relative to the dataset's folder of videos.
 
-    ntu60, ntu120: ``missing_skeletons`` is a list of samples to leave out. folder: ``table`` is a CSV file of
-    path, label[, split, subject]; the others choose the test where it has no column split.
+    ``missing_skeletons`` (ntu60, ntu120) is a list of samples to leave out. The others are for folder:
+    ``table`` is a CSV file of path, label and more; where it has no column split, ``test_subjects`` and
+    ``val_subjects`` or the ratios choose. Videos whose paths match ``group_pattern`` alike stay together.
     """
 
     layout: str
@@ -82,6 +83,10 @@ class IndexParams(_Params):
     test_ratio: _Fraction = 0.2
     seed: _Natural = 0
     missing_skeletons: str | None = None
+    val_ratio: _Fraction = 0.0
+    test_subjects: tuple[_Natural, ...] = ()
+    val_subjects: tuple[_Natural, ...] = ()
+    group_pattern: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Any videos: a folder a class, or a CSV table of ``path,label[,split,subject]``; one protocol, "default".
+"""Any videos: a folder a class, or a CSV table of ``path,label`` and more; one protocol, "default".
 
-Without a column ``split`` the test clips are chosen by a hash of the seed, never twice the same person on
-both sides where subjects are known. Clips without a label are indexed too, in no split.
+Who is tested comes from the table's column ``split``, from named subjects, or from a hash of the seed, which
+never puts a group, a subject or a video on two sides. Clips without a label are indexed too, in no split.
 """
 
 import csv
@@ -20,6 +20,7 @@ __all__ = ["PROTOCOL", "scan_folder"]
 
 PROTOCOL = "default"
 _SPLITS = ("train", "val", "test")
+_WHOLE_NUMBERS = ("subject", "start", "end")
 _UNSAFE = re.compile(r"[^\w.+=@-]+")
 
 
@@ -27,16 +28,27 @@ def scan_folder(root: Path, params: IndexParams) -> Scan:
     """Return the clips of class folders, or of ``params.table``, a path relative to ``root``.
 
     A class folder is the first folder on a video's path; its name is the class. Class numbers follow the
-    names in order, as numbers where all names are whole numbers. In a table an empty label or split means
-    none; other columns are ignored. A wrong table raises HarcacheError with the line.
+    names in order, as numbers where all names are whole numbers. In a table an empty value means none, other
+    columns are ignored, and ``start`` and ``end`` (one past the last) are frames from 0. A wrong table raises
+    HarcacheError with the line; so do parameters that don't fit the videos.
     """
     rows = _read_table(root, params.table) if params.table else _class_folders(root)
     names = _class_names(rows)
     numbers = {name: number for number, name in enumerate(names)}
-    ids = _ids_of([row["path"] for row in rows])
-    entries, doubles = distinct(_entry(ids[row["path"]], row, numbers) for row in rows)
+    stems = _ids_of({row["path"] for row in rows})
+    pattern = _compiled(params.group_pattern)
+    groups = {_entry(stems[r["path"]], r, numbers): _group(stems[r["path"]], r, pattern) for r in rows}
+    entries, doubles = distinct(groups)
+    subjects = (*params.val_subjects, *params.test_subjects)
     if not any("split" in row for row in rows):
-        entries = _with_splits(entries, params)
+        labelled = [entry for entry in entries if entry.labels]
+        sides = _by_subject(labelled, params) if subjects else _by_ratio(labelled, groups, params)
+        entries = tuple(replace(e, splits=((PROTOCOL, sides[e]),)) if e in sides else e for e in entries)
+    elif subjects:
+        raise HarcacheError(
+            f"{root / str(params.table)} has a column 'split', and params.yaml has subjects of the splits: "
+            "keep one of them"
+        )
     return Scan(entries, {PROTOCOL: tuple(names)} if names else {}, doubles)
 
 
@@ -57,21 +69,22 @@ def _read_table(root: Path, table: str) -> list[dict[str, str]]:
         columns = [name.strip() for name in reader.fieldnames or ()]
         if "path" not in columns:
             raise HarcacheError(
-                f"{path} has no column 'path' in its first line: expected path,label[,split,subject]. "
-                f"Columns found: {', '.join(columns) or 'none'}"
+                f"{path} has no column 'path' in its first line: expected path,label[,split,subject,group,"
+                f"start,end]. Columns found: {', '.join(columns) or 'none'}"
             )
         reader.fieldnames = columns
         return _checked_rows(path, reader)
 
 
 def _checked_rows(path: Path, reader: csv.DictReader) -> list[dict[str, str]]:
-    rows: dict[str, dict[str, str]] = {}
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
     try:
         for raw in reader:
             row = _checked_row(raw)
-            if row["path"] in rows:
-                raise HarcacheError(f"{row['path']} is listed twice: expected every video once")
-            rows[row["path"]] = row
+            place = row["path"], row.get("start", ""), row.get("end", "")
+            if place in rows:
+                raise HarcacheError(f"{row['path']} is listed twice: expected every clip once")
+            rows[place] = row
     except (HarcacheError, csv.Error, UnicodeDecodeError) as error:
         raise HarcacheError(f"{path}, line {reader.line_num}: {error}") from error
     return list(rows.values())
@@ -86,9 +99,17 @@ def _checked_row(raw: Mapping[str, str | None]) -> dict[str, str]:
         raise HarcacheError(f"path '{row['path']}': expected a path under the folder of videos, without '..'")
     if row.get("split") and row["split"] not in _SPLITS:
         raise HarcacheError(f"split '{row['split']}' is unknown. {did_you_mean(row['split'], _SPLITS)}")
-    if row.get("subject") and not row["subject"].isdecimal():
-        raise HarcacheError(f"subject '{row['subject']}': expected a whole number")
+    for name in _WHOLE_NUMBERS:
+        if (text := row.get(name)) and not (text.isascii() and text.isdecimal()):
+            raise HarcacheError(f"{name} '{text}': expected a whole number")
+    start, end = _range(row)
+    if end is not None and start >= end:
+        raise HarcacheError(f"start {start} and end {end}: expected start < end, which is one past the last")
     return row | {"path": video.as_posix()}
+
+
+def _range(row: Mapping[str, str]) -> tuple[int, int | None]:
+    return int(row.get("start") or 0), int(row["end"]) if row.get("end") else None
 
 
 def _class_names(rows: Iterable[Mapping[str, str]]) -> list[str]:
@@ -96,18 +117,22 @@ def _class_names(rows: Iterable[Mapping[str, str]]) -> list[str]:
     return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
 
 
-def _entry(name: str, row: Mapping[str, str], numbers: Mapping[str, int]) -> Entry:
+def _entry(stem: str, row: Mapping[str, str], numbers: Mapping[str, int]) -> Entry:
     label, split, subject = (row.get(name) for name in ("label", "split", "subject"))
+    start, end = _range(row)
+    whole = start == 0 and end is None
     return Entry(
-        id=name,
+        id=stem if whole else f"{stem}_F{start:05}-{'end' if end is None else f'{end:05}'}",
         video=row["path"],
+        start=start,
+        end=end,
         subject=int(subject) if subject else None,
         labels=((PROTOCOL, numbers[label]),) if label else (),
         splits=((PROTOCOL, split),) if label and split else (),
     )
 
 
-def _ids_of(videos: Sequence[str]) -> dict[str, str]:
+def _ids_of(videos: Iterable[str]) -> dict[str, str]:
     """Name videos by their path without suffix; those that differ in nothing else keep the suffix."""
     stems = {video: PurePosixPath(video).with_suffix("").as_posix() for video in videos}
     times = Counter(stems.values())
@@ -118,32 +143,69 @@ def _safe(path: str) -> str:
     return _UNSAFE.sub("_", path.replace("/", "__")).lstrip(".") or "_"
 
 
-def _with_splits(entries: Iterable[Entry], params: IndexParams) -> tuple[Entry, ...]:
-    entries = tuple(entries)
-    test = _test_groups([entry for entry in entries if entry.labels], params)
-
-    def split(entry: Entry) -> Entry:
-        side = "test" if _group(entry) in test else "train"
-        return replace(entry, splits=((PROTOCOL, side),)) if entry.labels else entry
-
-    return tuple(split(entry) for entry in entries)
+def _compiled(pattern: str | None) -> re.Pattern[str] | None:
+    try:
+        return re.compile(pattern) if pattern else None
+    except re.error as error:
+        raise HarcacheError(
+            f"group_pattern '{pattern}' is no regular expression ({error}): expected one such as '_g[0-9]+_'"
+        ) from error
 
 
-def _test_groups(labelled: Iterable[Entry], params: IndexParams) -> set[str]:
-    """Choose among the subjects where they are known, and among the other clips in each class."""
-    groups: dict[object, set[str]] = defaultdict(set)
+def _group(stem: str, row: Mapping[str, str], pattern: re.Pattern[str] | None) -> str:
+    """Name what a clip must not be parted from; a name with "clip" in front is a video by itself."""
+    match = pattern.search(row["path"]) if pattern else None
+    if row.get("group") or match:
+        return f"group {row.get('group') or (match and match[0])}"
+    return f"subject {int(row['subject'])}" if row.get("subject") else f"clip {stem}"
+
+
+def _by_subject(labelled: Sequence[Entry], params: IndexParams) -> dict[Entry, str]:
+    test, val = set(params.test_subjects), set(params.val_subjects)
+    known = {entry.subject for entry in labelled}
+    problem = ""
+    if None in known:
+        problem = "some clips with a label have no subject"
+    elif absent := sorted((test | val) - known):
+        problem = f"no clip has the subjects {absent}"
+    elif both := sorted(test & val):
+        problem = f"subjects {both} are in both"
+    if problem:
+        raise HarcacheError(
+            f"test_subjects and val_subjects: {problem}; expected a column 'subject' that is filled, and "
+            "each subject on one side"
+        )
+    return {e: "test" if e.subject in test else "val" if e.subject in val else "train" for e in labelled}
+
+
+def _by_ratio(
+    labelled: Sequence[Entry], groups: Mapping[Entry, str], params: IndexParams
+) -> dict[Entry, str]:
+    """Choose among groups and subjects together, and among the other videos in each class."""
+    if params.test_ratio + params.val_ratio > 1:
+        raise HarcacheError(
+            f"test_ratio {params.test_ratio} and val_ratio {params.val_ratio}: expected a sum of 1 at most"
+        )
+    pools: dict[object, set[str]] = defaultdict(set)
     for entry in labelled:
-        groups["subjects" if entry.subject is not None else entry.labels].add(_group(entry))
-    return {name for names in groups.values() for name in _share(names, params)}
+        pools[entry.labels if groups[entry].startswith("clip ") else "together"].add(groups[entry])
+    sides: dict[str, str] = {}
+    for pool in pools.values():
+        # A video with clips of several classes is in several pools, and the first one decides.
+        sides = _share(pool, params) | sides
+    return {entry: sides[groups[entry]] for entry in labelled}
 
 
-def _share(names: set[str], params: IndexParams) -> list[str]:
+def _share(names: set[str], params: IndexParams) -> dict[str, str]:
     order = sorted(names, key=lambda name: fingerprint(params.seed, name))
-    count = round(params.test_ratio * len(order))
-    if 0 < params.test_ratio < 1 and len(order) > 1:
-        count = min(max(count, 1), len(order) - 1)
-    return order[:count]
+    test = _count(params.test_ratio, len(order), len(order))
+    val = _count(params.val_ratio, len(order), len(order) - test)
+    sides = ["test"] * test + ["val"] * val + ["train"] * (len(order) - test - val)
+    return dict(zip(order, sides, strict=True))
 
 
-def _group(entry: Entry) -> str:
-    return f"clip {entry.id}" if entry.subject is None else f"subject {entry.subject}"
+def _count(ratio: float, total: int, free: int) -> int:
+    """Return about ``ratio`` of ``total``, at least one; one of the ``free`` ones is kept for training."""
+    if 0 < ratio < 1:
+        return min(max(round(ratio * total), 1), max(free - 1, 0))
+    return round(ratio * total)

@@ -67,10 +67,10 @@ def find_files(root: Path, suffixes: Collection[str]) -> list[str]:
     Follows links to folders. Hidden files and folders don't count: they are other programs' leftovers.
     """
     return sorted(
-        (folder / name).relative_to(root).as_posix()
+        os.path.join(folder, name)
         for folder, names in _walk(root)
         for name in names
-        if not name.startswith(".") and Path(name).suffix.lower() in suffixes
+        if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
     )
 
 
@@ -92,12 +92,13 @@ def distinct(entries: Iterable[Entry]) -> tuple[tuple[Entry, ...], tuple[tuple[s
     return tuple(kept.values()), tuple(left_out)
 
 
-def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Give each folder, relative to ``root`` ("" for itself), and the names of its files."""
     seen = set()
     for folder, folders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
         # A link to a folder above would otherwise be followed without end.
         folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         if real not in seen:
-            yield Path(folder), names
+            yield os.path.relpath(folder, root).removeprefix("."), names
         seen.add(real)

@@ -19,7 +19,7 @@ def _touch(root: Path, *names: str) -> None:
         (root / name).touch()
 
 
-def _table(root: Path, text: str, **params: float) -> Scan:
+def _table(root: Path, text: str, **params: object) -> Scan:
     (root / "clips.csv").write_text(text)
     return scan_folder(root, IndexParams("folder", table="clips.csv", **params))  # type: ignore[arg-type]
 
@@ -94,6 +94,9 @@ def test_labels_that_are_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
         ("path,label\na.mp4,x,y\n", "line 2: wrong number of columns"),
         ("path,label,split\na.mp4,x,trian\n", "line 2: split 'trian' is unknown. Did you mean 'train'"),
         ("path,label,subject\na.mp4,x,Ann\n", "line 2: subject 'Ann': expected a whole number"),
+        ("path,label,start,end\na.mp4,x,-1,5\n", "line 2: start '-1': expected a whole number"),
+        ("path,label,start,end\na.mp4,x,5,5\n", "line 2: start 5 and end 5: expected start < end"),
+        ("path,start,end\na.mp4,1,5\na.mp4,1,5\n", "line 3: a.mp4 is listed twice: expected every clip once"),
     ],
 )
 def test_a_wrong_table_is_an_error_with_its_line(tmp_path: Path, text: str, message: str) -> None:
@@ -130,6 +133,99 @@ def test_a_subject_is_never_in_training_and_test(
     sides = {s: {_splits(found)[f"{s}_{i}"] for i in range(4)} for s in range(6)}
     assert all(len(side) == 1 for side in sides.values())
     assert {"train", "test"} == set.union(*sides.values())  # type: ignore[comparison-overlap]
+
+
+_SMALL = st.integers(0, 5)
+
+
+@given(
+    st.lists(st.tuples(_SMALL, st.none() | _SMALL, st.none() | _SMALL, _SMALL), min_size=1, max_size=40),
+    st.floats(0, 0.6),
+    st.floats(0, 0.4),
+    st.booleans(),
+)
+def test_no_group_subject_or_video_is_on_two_sides(
+    tmp_path_factory: pytest.TempPathFactory,
+    clips: list[tuple[int, int | None, int | None, int]],
+    test_ratio: float,
+    val_ratio: float,
+    by_group: bool,
+) -> None:
+    rows = [f"v{video}.mp4,class{label},{i},{i + 1},{group if by_group and group is not None else ''},"
+            f"{subject if not by_group and subject is not None else ''}"
+            for i, (video, group, subject, label) in enumerate(clips)]  # fmt: skip
+    text = "path,label,start,end,group,subject\n" + "\n".join(rows)
+    found = _table(tmp_path_factory.mktemp("t"), text, test_ratio=test_ratio, val_ratio=val_ratio)
+    assert len(found.entries) == len(clips)
+    sides: dict[str, set[str | None]] = {}
+    for entry in found.entries:
+        video, group, subject, _ = clips[entry.start]
+        known = group if by_group else subject
+        name = f"video {video}" if known is None else f"group {known}"
+        sides.setdefault(name, set()).add(dict(entry.splits).get("default"))
+    assert all(len(side) == 1 for side in sides.values())
+    assert set.union(*sides.values()) <= {"train", "val", "test"}
+
+
+def test_videos_whose_paths_match_alike_stay_together(tmp_path: Path) -> None:
+    names = [f"{c}/v_{c}_g{g:02}_c{i:02}.avi" for c in ("run", "walk") for g in range(1, 9) for i in range(3)]
+    _touch(tmp_path, *names, "run/other.avi")
+    params = IndexParams("folder", test_ratio=0.25, val_ratio=0.125, group_pattern="_g[0-9]+_")
+    splits = _splits(scan("folder", tmp_path, params))
+    sides = {g: {split for name, split in splits.items() if f"_g{g:02}_" in name} for g in range(1, 9)}
+    assert sorted(side.pop() or "" for side in sides.values()) == ["test"] * 2 + ["train"] * 5 + ["val"]
+    assert not any(sides.values())
+
+
+def test_a_pattern_that_is_none_is_an_error(tmp_path: Path) -> None:
+    _touch(tmp_path, "run/a.mp4")
+    with pytest.raises(HarcacheError, match=r"group_pattern '_g\(' is no regular expression"):
+        scan("folder", tmp_path, IndexParams("folder", group_pattern="_g("))
+
+
+def test_subjects_may_be_named_for_the_test(tmp_path: Path) -> None:
+    rows = [f"{s}_{i}.mp4,class{i},{s}" for s in range(1, 6) for i in range(2)]
+    text = "path,label,subject\n" + "\n".join([*rows, "none.mp4,,"])
+    found = _table(tmp_path, text, test_subjects=(2, 5), val_subjects=(1,))
+    sides = {e.id: dict(e.splits).get("default") for e in found.entries}
+    assert sides.pop("none") is None
+    wanted = {1: "val", 2: "test", 3: "train", 4: "train", 5: "test"}
+    assert sides == {f"{s}_{i}": wanted[s] for s in range(1, 6) for i in range(2)}
+
+
+@pytest.mark.parametrize(
+    ("text", "params", "message"),
+    [
+        (
+            "path,label,subject\na.mp4,x,1\nb.mp4,x,",
+            {"test_subjects": (1,)},
+            "some clips with a label have no",
+        ),
+        ("path,label,subject\na.mp4,x,1", {"val_subjects": (1, 7)}, r"no clip has the subjects \[7\]"),
+        (
+            "path,label,subject\na.mp4,x,1",
+            {"test_subjects": (1,), "val_subjects": (1,)},
+            r"subjects \[1\] are in both",
+        ),
+        ("path,label,split\na.mp4,x,test", {"test_subjects": (1,)}, r"has a column 'split', and params.yaml"),
+        ("path,label\na.mp4,x", {"test_ratio": 0.7, "val_ratio": 0.6}, "expected a sum of 1 at most"),
+    ],
+)
+def test_parameters_that_do_not_fit_the_table_are_an_error(
+    tmp_path: Path, text: str, params: dict[str, object], message: str
+) -> None:
+    with pytest.raises(HarcacheError, match=message):
+        _table(tmp_path, text, **params)
+
+
+def test_a_long_video_may_hold_many_clips(tmp_path: Path) -> None:
+    found = _table(tmp_path, "path,label,start,end\na.mp4,x,0,30\na.mp4,y,30,\nb.mp4,x,,\nc.mp4,x,0,\n")
+    assert {e.id: (e.video, e.start, e.end) for e in found.entries} == {
+        "a_F00000-00030": ("a.mp4", 0, 30),
+        "a_F00030-end": ("a.mp4", 30, None),
+        "b": ("b.mp4", 0, None),
+        "c": ("c.mp4", 0, None),
+    }
 
 
 def test_the_split_follows_the_seed_alone(tmp_path: Path) -> None:
