@@ -1,13 +1,14 @@
 """Frames of a video in order, and what a file holds without believing what its header says.
 
-Decoding always starts at the first frame: slower than seeking for a clip late in a long video, but frame
-numbers are exact and damage is found. Seeking by time gives neither.
+A clip late in a long video is reached by its key frame where the file's times prove which frame that is; any
+doubt costs decoding from the first frame, never a frame of the wrong number.
 """
 
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import cast
@@ -16,6 +17,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition
+from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
@@ -27,6 +29,17 @@ __all__ = ["Probe", "VideoError", "probe", "read_frames", "write_video"]
 _ADVICE = "copy the file again from its source or remove it"
 # Containers round their duration and may not state how long the last frame lasts.
 _DURATION_SLACK = 0.5  # seconds
+# Decoding fewer frames costs less than reading the times of all.
+_WORTH_SEEKING = 250
+_TRIED = 32  # frames that must come as the packets list them before a file is trusted
+_MOST_REORDERED = 32  # frames; no codec shows a frame further from where it is stored
+# A key packet of theirs starts decoding anew, and every packet shows one frame.
+_SEEKABLE_CODECS = {"h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "vp9"}
+_EMPTY_PACKET = 19  # bytes; MPEG-4's way to show no frame is at most so large
+# AVI keeps no times of showing; FFmpeg guesses them wrong for codecs that reorder frames freely.
+_FREELY_REORDERED = {"h264", "hevc"}
+_NO_TIME = -(1 << 63)
+_PACKET = np.dtype([("time", np.int64), ("size", np.int64), ("key", bool), ("hidden", bool)])
 _QUALITY_OPTIONS = {"libx264": ("crf",), "mpeg4": ("qmin", "qmax")}
 
 
@@ -45,6 +58,15 @@ class Probe:
     size: int
     mtime_ns: int
     digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """When the frames are shown and the key packets among them, ascending, in the stream's time base."""
+
+    shown: np.ndarray
+    keys: np.ndarray
+    size: tuple[int, int]  # height and width of the first frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,25 +102,28 @@ def probe(path: Path) -> Probe:
 def read_frames(path: Path, start: int, end: int, threads: int = 1) -> Iterator[np.ndarray]:
     """Yield the frames ``start`` to ``end - 1`` as (H, W, 3) uint8 RGB, turned as a player shows them.
 
+    Frames are numbered as decoding from the first one counts them. Far into a file decoding begins at the
+    nearest key frame, where the times of all packets (read once a file and kept) prove its number.
+
     Raises VideoError when the video ends before ``end``, when a frame is damaged, and when a frame's size
-    differs from the first one's. Frames before ``start`` are decoded too, so damage there is an error.
+    differs from the first one's. Of the frames before ``start``, only those that are decoded are checked.
     """
     number, first_size = -1, None
     # One for all frames: making a converter costs as much as decoding a small frame.
     reformatter = VideoReformatter()
-    with _opened(path, threads) as (container, stream):
-        for number, frame in enumerate(islice(_decoded(path, container, stream), end)):
-            size = (frame.height, frame.width)
-            first_size = first_size or size
-            if size != first_size:
-                raise VideoError(
-                    f"{path}: frame {number} is {_by(size)} but frame 0 is {_by(first_size)}; "
-                    "encode the video again with one size"
-                )
-            if number >= start:
-                yield _image(frame, reformatter)
-    if number + 1 < end:
-        raise VideoError(f"{path}: decoded {number + 1} of {end} frames; {_ADVICE}")
+    for number, frame in _numbered(path, start, threads):
+        size = (frame.height, frame.width)
+        first_size = first_size or size
+        if size != first_size:
+            raise VideoError(
+                f"{path}: frame {number} is {_by(size)} but frame 0 is {_by(first_size)}; "
+                "encode the video again with one size"
+            )
+        if number >= start:
+            yield _image(frame, reformatter)
+        if number + 1 >= end:
+            return
+    raise VideoError(f"{path}: decoded {number + 1} of {end} frames; {_ADVICE}")
 
 
 def write_video(
@@ -158,13 +183,105 @@ def _opened(path: Path, threads: int = 1) -> Iterator[tuple[InputContainer, Vide
         raise VideoError(f"{path} is no video or its end is missing ({error.strerror}): {_ADVICE}") from error
 
 
-def _decoded(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-    number = 0
+def _numbered(path: Path, start: int, threads: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Give numbered frames, the first one at ``start`` or before."""
+    times = _times_of(path) if start >= _WORTH_SEEKING else None
+    if times is not None and start < len(times.shown):
+        number = -1
+        try:
+            for number, frame in _from_key(path, start, threads, times):
+                yield number, frame
+            return
+        except VideoError:
+            if number >= start:
+                raise
+    with _opened(path, threads) as (container, stream):
+        yield from _decoded(path, container.decode(stream))
+
+
+def _from_key(path: Path, start: int, threads: int, times: _Times) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Give numbered frames from the last key frame at or before ``start`` that can be reached.
+
+    Raises VideoError as soon as they come otherwise than the packets' times say.
+    """
+    wanted = times.shown[start]
+    with _opened(path, threads) as (container, stream):
+        container.seek(int(times.keys[np.searchsorted(times.keys, wanted, "right") - 1]), stream=stream)
+        packets = container.demux(stream)
+        first = next(packets)
+        if first.pts is None or first.pts > wanted or first.pts not in times.keys:
+            raise VideoError(f"{path}: frame {start} can't be reached")
+        key = int(np.searchsorted(times.shown, first.pts))
+        frames = (frame for packet in chain([first], packets) for frame in packet.decode())
+        # What is stored behind the key frame but shown before it leans on frames that were not decoded.
+        shown = (frame for frame in frames if frame.pts is None or frame.pts >= first.pts)
+        number = key - 1
+        for number, frame in _decoded(path, shown, key):
+            if number >= len(times.shown) or frame.pts != times.shown[number]:
+                raise VideoError(f"{path}: frame {number} is missing or damaged; {_ADVICE}")
+            # A stream that renews its picture bit by bit has key packets that need earlier frames.
+            if number == key and (frame.pict_type, frame.height, frame.width) != (PictureType.I, *times.size):
+                raise VideoError(f"{path}: frame {start} can't be reached")
+            yield number, frame
+        if number + 1 < len(times.shown):
+            raise VideoError(f"{path}: frame {number + 1} is missing or damaged; {_ADVICE}")
+
+
+def _times_of(path: Path) -> _Times | None:
     try:
-        for frame in container.decode(stream):
+        stat = path.stat()
+    except OSError:
+        return None  # opening it says what is wrong
+    return _read_times(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=32)
+def _read_times(path: Path, size: int, mtime_ns: int) -> _Times | None:
+    """Read the times of all packets, or None where they don't prove the numbers of frames.
+
+    ``size`` and ``mtime_ns`` stand for the file's content.
+    """
+    with _opened(path) as (container, stream):
+        codec = stream.codec_context.name
+        if codec not in _SEEKABLE_CODECS:
+            return None
+        most_moved = 0 if container.format.name == "avi" and codec in _FREELY_REORDERED else _MOST_REORDERED
+        rows = (
+            (_NO_TIME if p.pts is None else p.pts, p.size, p.is_keyframe, p.is_discard)
+            for p in container.demux(stream)
+            if p.size
+        )
+        packets = np.fromiter(rows, _PACKET)
+    if codec == "mpeg4" and (packets["size"] <= _EMPTY_PACKET).any():
+        return None
+    order = np.argsort(packets["time"])
+    moved = np.abs(order - np.arange(len(order)))
+    if packets["time"].min(initial=0) == _NO_TIME or (moved > most_moved).any():
+        return None
+    packets = packets[order]
+    return _trusted(path, packets["time"], packets["key"], packets["hidden"])
+
+
+def _trusted(path: Path, times: np.ndarray, is_key: np.ndarray, hidden: np.ndarray) -> _Times | None:
+    """Keep sorted times that are all different, if the first frames come as they say."""
+    with _opened(path) as (container, stream):
+        decoded = islice(_decoded(path, container.decode(stream)), _TRIED)
+        first = [(frame.pts, (frame.height, frame.width)) for _, frame in decoded]
+    shown = times[~hidden]
+    if not first or [time for time, _ in first] != shown[:_TRIED].tolist() or (np.diff(times) == 0).any():
+        return None
+    return _Times(shown, times[is_key & ~hidden], first[0][1])
+
+
+def _decoded(
+    path: Path, frames: Iterator[av.VideoFrame], number: int = 0
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Number the frames from ``number`` on; a damaged one is an error."""
+    try:
+        for frame in frames:
             if frame.is_corrupt:
                 raise VideoError(f"{path}: frame {number} is damaged; {_ADVICE}")
-            yield frame
+            yield number, frame
             number += 1
     except av.FFmpegError as error:
         raise VideoError(
@@ -206,12 +323,12 @@ def _check_whole(path: Path, packets: _Packets, indexed: int, seconds: float) ->
 
 def _count_decoded(path: Path) -> int:
     with _opened(path) as (container, stream):
-        return sum(1 for _ in _decoded(path, container, stream))
+        return sum(1 for _ in _decoded(path, container.decode(stream)))
 
 
 def _first_frame_size(path: Path) -> tuple[int, int]:
     with _opened(path) as (container, stream):
-        frame = next(_decoded(path, container, stream), None)
+        _, frame = next(_decoded(path, container.decode(stream)), (0, None))
     if frame is None:
         raise VideoError(f"{path} holds no frames that can be decoded: {_ADVICE}")
     turned = frame.rotation % 180 != 0
