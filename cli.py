@@ -149,7 +149,7 @@ def bench() -> None:
     """Measure on this machine, rivals side by side; docs/benchmarks.md has what was found."""
 
 
-def _measure(what: str, out: Path | None, *sizes: int) -> None:
+def _measure(what: str, out: Path | None, *sizes: Any) -> None:
     """Run ``benchmarks.<what>.measure(*sizes)``, print its table, and write its results where asked."""
     from benchmarks.timing import write_results
 
@@ -180,6 +180,30 @@ def bench_model(size: int, out: Path | None) -> None:
     Example: harcache bench model --json model.json
     """
     _measure("model", out, size)
+
+
+@bench.command(name="train")
+@click.option("--device", help="cpu, cuda, cuda:1. [default: the GPU]")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="bfloat16")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the network.")
+@click.option("--batch", type=click.IntRange(1), help="Clips. [default: what fits, up to 96]")
+@click.option("--clips", type=click.IntRange(1), default=64, help="Clips to film, of 96 frames each.")
+@click.option("--seconds", type=click.FloatRange(0), default=15, help="How long to train in each way.")
+@click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="File for the results.")
+def bench_train(
+    device: str | None,
+    precision: str,
+    compiled: bool,
+    batch: int | None,
+    clips: int,
+    seconds: float,
+    out: Path | None,
+) -> None:
+    """Train EPAM-Net from the stores, in the released way, and without a loader; say how long each waits.
+
+    Example: harcache bench train --compile --json train.json
+    """
+    _measure("train", out, device, precision, compiled, batch, clips, seconds)
 
 
 @bench.command(name="scale")

@@ -23,6 +23,7 @@ from cache.sampling import uniform_sample_train
 from cache.streaming import ClipDataset
 
 __all__ = [
+    "Released",
     "in_threads",
     "limit",
     "litdata_way",
@@ -99,18 +100,35 @@ def in_threads(dataset: ClipDataset, threads: int, samples: int, batch_size: int
     return call
 
 
-def released(filmed: Sequence[Filmed], samples: int, batch_size: int) -> Call:
-    """The released training code's way, from its description: a video, NumPy by joint, float32 batches."""
-    rng = np.random.default_rng(0)
+class Released(Dataset[tuple[np.ndarray, np.ndarray]]):
+    """The released training code's way, from its description: a video and NumPy by joint, each time anew.
 
-    def sample() -> tuple[np.ndarray, np.ndarray]:
-        clip = filmed[int(rng.integers(len(filmed)))]
+    A sample of the ``count`` ones, whatever its number, is of a random clip: frames (3, 16, 224, 224) and
+    heatmaps (17, 48, 56, 56), float32.
+    """
+
+    def __init__(self, filmed: Sequence[Filmed], count: int) -> None:
+        self._filmed, self._count = filmed, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        if not 0 <= number < self._count:
+            raise IndexError(number)
+        rng = np.random.default_rng(number)
+        clip = self._filmed[int(rng.integers(len(self._filmed)))]
         rows = uniform_sample_train(len(clip.jpegs), _CLIP_LEN, rng)
         return _from_video(clip.video, rows[::_EVERY]), _joint_by_joint(clip.keypoints[rows])
 
+
+def released(filmed: Sequence[Filmed], samples: int, batch_size: int) -> Call:
+    """Read in the released way, float32 batches."""
+    dataset = Released(filmed, samples)
+
     def call() -> None:
         for first in range(0, samples, batch_size):
-            some = [sample() for _ in range(min(batch_size, samples - first))]
+            some = [dataset[number] for number in range(first, min(first + batch_size, samples))]
             for arrays in zip(*some, strict=True):
                 torch.from_numpy(np.stack(arrays))
 

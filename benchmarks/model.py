@@ -19,7 +19,7 @@ from benchmarks.timing import side_by_side
 from models.epam_net import EPAMNet
 from models.memory import keep_freed_memory
 
-__all__ = ["as_table", "measure"]
+__all__ = ["as_table", "make_step", "measure"]
 
 _CLASSES = 60
 _FORMS: Mapping[str, Callable[[int], nn.Module]] = {"harcache": EPAMNet, "conv3d": EPAMNet3d}
@@ -101,25 +101,37 @@ def _forward(network: nn.Module, clips: _Clips) -> Callable[[], None]:
     return step
 
 
-def _train(network: nn.Module, clips: _Clips, precision: torch.dtype = torch.float32) -> Callable[[], None]:
-    """Return a step of the paper's training: both losses, gradients clipped at 40, SGD with momentum."""
+def make_step(
+    network: nn.Module, precision: torch.dtype = torch.float32
+) -> Callable[[Tensor, Tensor, Tensor], None]:
+    """Return a step of the paper's training: both losses, gradients clipped at 40, SGD with momentum.
+
+    It takes RGB frames, heatmaps and labels; on a GPU it returns before the GPU is done.
+    """
     network.train()
     optimiser = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=3e-4)
-    rgb, heatmaps, labels = clips
-    kind = rgb.device.type
 
-    def step() -> None:
-        with torch.autocast(kind, precision, enabled=precision != torch.float32):
+    def step(rgb: Tensor, heatmaps: Tensor, labels: Tensor) -> None:
+        with torch.autocast(rgb.device.type, precision, enabled=precision != torch.float32):
             heads = network(rgb, heatmaps)
             loss = torch.stack([functional.cross_entropy(head, labels) for head in heads]).sum()
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 40)
         optimiser.step()
-        if kind == "cuda":
-            torch.cuda.synchronize()
 
     return step
+
+
+def _train(network: nn.Module, clips: _Clips, precision: torch.dtype = torch.float32) -> Callable[[], None]:
+    step = make_step(network, precision)
+
+    def call() -> None:
+        step(*clips)
+        if clips[0].device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return call
 
 
 _TASKS: Mapping[str, Callable[[nn.Module, _Clips], Callable[[], None]]] = {

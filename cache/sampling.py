@@ -17,6 +17,7 @@ __all__ = [
     "clip_keys",
     "clip_rng",
     "draw_chances",
+    "draw_crops",
     "draw_samples",
     "epoch_keys",
     "rgb_positions",
@@ -30,6 +31,7 @@ _TEST_SEED = 255
 # Of SplitMix64 (Steele, Lea and Flood, Fast splittable pseudorandom number generators, 2014).
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
+_ASPECT = 4 / 3
 # Clips drawn at a time: their random numbers fit in the processor's cache, which makes it twice as fast.
 _BLOCK = 2048
 
@@ -86,6 +88,20 @@ def epoch_keys(seed: int, epoch: int, keys: NDArray[np.uint64]) -> NDArray[np.ui
 def draw_chances(keys: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Draw a number in [0, 1) for each of the ``epoch_keys`` (n,), independent of its sample's frames."""
     return (_mix(keys) >> np.uint64(11)) * np.float64(2.0**-53)
+
+
+def draw_crops(keys: NDArray[np.uint64], least_area: float) -> NDArray[np.float32]:
+    """Draw a box in the unit square for each of the ``epoch_keys`` (n,): (n, 4) float32 x, y, width, height.
+
+    Its area is even in ``least_area``..1, its width by its height in 3/4..4/3, even on a scale of logarithms;
+    independent of the clip's other draws. These are PYSKL's random resized crops.
+    """
+    numbers = (_random_numbers(_mix(~keys), 4) >> np.uint64(11)) * np.float64(2.0**-53)
+    area = least_area + (1 - least_area) * numbers[:, 0]
+    most = np.minimum(np.log(_ASPECT), -np.log(area))  # more would leave the square
+    aspect = np.exp(most * (2 * numbers[:, 1] - 1))
+    sides = np.minimum(np.sqrt(np.stack([area * aspect, area / aspect], 1)), 1)
+    return np.concatenate([(1 - sides) * numbers[:, 2:], sides], 1).astype(np.float32)
 
 
 def draw_samples(num_frames: NDArray[np.int64], clip_len: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:

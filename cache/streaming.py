@@ -5,6 +5,7 @@ keep small. A batch is a pure function of seed, epoch and place, so neither proc
 training goes on in mid-epoch. The price of reused memory: on the CPU a batch is soon overwritten.
 """
 
+import os
 import signal
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -27,19 +28,22 @@ from cache.sampling import (
     clip_keys,
     clip_rng,
     draw_chances,
+    draw_crops,
     draw_samples,
     epoch_keys,
     rgb_positions,
     uniform_sample_test,
 )
+from cache.waiting import Waits, Work, measured, watch
 from pipeline.errors import HarcacheError
 from pipeline.keypoints import COCO_MIRRORED
 from pipeline.processes import end_with_parent
 
-__all__ = ["Batch", "ClipDataset", "ClipLoader", "RowReader", "Store", "prepare"]
+__all__ = ["Batch", "ClipDataset", "ClipLoader", "RowReader", "Store", "default_workers", "prepare"]
 
 # Samples; more at once would hold up the first batch for longer and save no time.
 _DRAWN_AT_ONCE = 1024
+_CPU_WORKERS = 2
 _RGB_MEAN = (123.675, 116.28, 103.53)
 _RGB_STD = (58.395, 57.12, 57.375)
 
@@ -79,12 +83,15 @@ class ClipDataset(Dataset[Batch]):
     - heatmaps: (clip_len, K, h, w) uint8, 255 for a certain joint; or, with ``heatmap_source`` "keypoints",
       keypoints: (clip_len, persons, K, 3) float16, which ``prepare`` draws: for training that moves them
     - label: int64; index: int64, which of ``clips`` it is; flip: bool, whether ``prepare`` is to mirror it
+    - crop: (4,) float32, with ``crop`` alone: x, y, width and height of what ``prepare`` is to draw, 0..1
 
-    With ``train`` frames and flips are drawn from (seed, epoch, clip id); else frames are those of testing,
-    ``views`` samples of each clip one after the other (ten-clip testing is ``views=10``), never flipped.
+    With ``train`` frames, flips and crops (of at least ``crop`` of the area) are drawn from (seed, epoch,
+    clip id); else frames are those of testing, ``views`` samples of each clip one after the other (ten-clip
+    testing is ``views=10``), never flipped or cropped.
 
     Raises:
-        HarcacheError: no clips or no stores, a clip that a store does not hold, or stores that do not match.
+        HarcacheError: no clips or no stores, a clip that a store does not hold, stores that do not match, or
+            a ``crop`` of anything but keypoints, which alone can be moved before they are drawn.
     """
 
     def __init__(
@@ -97,11 +104,13 @@ class ClipDataset(Dataset[Batch]):
         train: bool,
         seed: int = 0,
         flip: float = 0.5,
+        crop: float | None = None,
         clip_len: int = 48,
         rgb_frames: int = 16,
         views: int = 1,
     ) -> None:
         self.train, self.seed, self.flip, self.views = train, seed, flip, views
+        self._crop = crop
         self._ids = [id for id, _ in clips]
         self._labels = [label for _, label in clips]
         self._keys = clip_keys(self._ids)
@@ -113,6 +122,11 @@ class ClipDataset(Dataset[Batch]):
             name = "heatmaps" if heatmap_source == "volume" else "keypoints"
             self._arrays[name] = _array(heatmaps, heatmap_source, self._ids, np.arange(clip_len))
         self._lengths = _common_lengths(self._ids, self._arrays)
+        if crop is not None and self._arrays.keys() != {"keypoints"}:
+            raise HarcacheError(
+                "only samples of keypoints can be cropped at random; set sample.heatmaps to 'keypoints' and "
+                "leave crop out of recipes that read frames"
+            )
 
     def __len__(self) -> int:
         return len(self._ids) * self.views
@@ -129,6 +143,8 @@ class ClipDataset(Dataset[Batch]):
             name: torch.empty((count, *array.sample_shape), dtype=array.torch_dtype)
             for name, array in self._arrays.items()
         }
+        if self._crop is not None:
+            batch["crop"] = torch.empty(count, 4)
         for name, dtype in (("label", torch.int64), ("index", torch.int64), ("flip", torch.bool)):
             batch[name] = torch.empty(count, dtype=dtype)
         return batch
@@ -151,9 +167,20 @@ class ClipDataset(Dataset[Batch]):
         ]
         return np.stack(frames), np.zeros(len(samples), bool)
 
+    def crops(self, samples: NDArray[np.int64], epoch: int) -> NDArray[np.float32] | None:
+        """Return what part of the crop is drawn of samples (n,): (n, 4); None where that is all of it."""
+        if self._crop is None:
+            return None
+        if not self.train:
+            return np.tile(np.array([0, 0, 1, 1], np.float32), (len(samples), 1))
+        return draw_crops(epoch_keys(self.seed, epoch, self._keys[samples // self.views]), self._crop)
+
     def read(self, index: int, epoch: int, batch: Mapping[str, np.ndarray], place: int) -> None:
         """Decode a sample into place ``place`` of a batch as ``allocate`` makes it."""
         self.decode(index, *self.draw(index, epoch), batch, place)
+        crops = self.crops(np.array([index]), epoch)
+        if crops is not None:
+            batch["crop"][place] = crops[0]
 
     def decode(
         self,
@@ -213,15 +240,27 @@ def _common_lengths(ids: Sequence[str], arrays: Mapping[str, _Array]) -> NDArray
     return first
 
 
+def default_workers(device: torch.device, processes: int = 1) -> int:
+    """Return how many processes decode where so many ``processes`` of this machine train.
+
+    A GPU gets all cores but one a trainer, which feeds it. On the CPU training needs them itself.
+    """
+    if device.type == "cpu":
+        return _CPU_WORKERS
+    return max(_CPU_WORKERS, len(os.sched_getaffinity(0)) // processes - 1)
+
+
 class ClipLoader:
     """Batches of a dataset, decoded ahead by processes; each iteration is one epoch, or the rest of one.
 
     ``batch_size`` counts the samples of all ``ranks`` together; rank r takes every ``ranks``-th, from its
-    r-th on. The last batch of an epoch may be smaller; the epoch's first samples fill it up to a multiple of
-    ``ranks``. A training set is shuffled by (seed, epoch); another comes in order, each time from the start.
+    r-th on. The last batch of an epoch may be smaller, and a rank's share of it one less than another's, or
+    empty. A training set is shuffled by (seed, epoch); another comes in order, each time from the start.
 
+    ``workers``: processes that decode, by default as ``default_workers`` says; ``prefetch``: batches ahead.
     Batches hold the dataset's samples stacked along a first axis. On a GPU (``device``) they are in fresh
-    memory; on the CPU it is used again once two more batches are taken or another iteration begins.
+    memory, copied beside the work on the batch before; on the CPU it is used again once two more batches are
+    taken or another iteration begins. ``waits`` sums up how long they were waited for; set it anew at will.
 
     Raises:
         HarcacheError: ``batch_size`` is no multiple of ``ranks``. What fails in a process, ``next`` raises;
@@ -233,7 +272,7 @@ class ClipLoader:
         dataset: ClipDataset,
         batch_size: int,
         *,
-        workers: int = 2,
+        workers: int | None = None,
         prefetch: int = 2,
         device: str | torch.device = "cpu",
         rank: int = 0,
@@ -242,18 +281,24 @@ class ClipLoader:
         if batch_size < 1 or batch_size % ranks:
             raise HarcacheError(f"batch_size is {batch_size}; set it to a multiple of the {ranks} processes")
         self._dataset, self._batch_size = dataset, batch_size
-        self._workers, self._prefetch = workers, prefetch
-        self._device = torch.device(device)
+        self._device, self._prefetch = torch.device(device), prefetch
+        self._workers = workers or default_workers(self._device)
         self._rank, self._ranks = rank, ranks
         self._epoch, self._next_batch = 0, 0
         self._slots: list[_Slot] = []
-        self._started: deque[tuple[_Slot, list[Future[int]]]] = deque()
+        self._started: deque[tuple[_Slot, list[Future[Work]]]] = deque()
+        self.waits = Waits()
+        self._copies: Any = None
         self._pool: ProcessPoolExecutor | None = None
         self._running: Generator[Batch, None, None] | None = None
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch."""
         return -(-len(self._dataset) // self._batch_size)
+
+    def samples_in(self, number: int) -> int:
+        """Return how many samples the ranks have together in batch ``number`` of an epoch."""
+        return min(self._batch_size, len(self._dataset) - number * self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         if self._running is not None:
@@ -263,7 +308,7 @@ class ClipLoader:
         left = [future for _, futures in self._started for future in futures]
         wait([future for future in left if not future.cancel()])
         self._started.clear()
-        self._running = self._batches()
+        self._running = watch(self._batches(), self.waits, self._device)
         return self._running
 
     def state_dict(self) -> dict[str, int]:
@@ -293,7 +338,7 @@ class ClipLoader:
         try:
             for number in range(first, end + self._prefetch):
                 if number < end:
-                    self._started.append(self._start(number, next(drawn)))
+                    self._started.append(self._start(number, *next(drawn)))
                 if number >= first + self._prefetch:
                     batch = self._finish(*self._started[0])
                     self._started.popleft()
@@ -307,31 +352,40 @@ class ClipLoader:
             ) from error
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        """Return every sample of an epoch once, (n,), and some again so that ``ranks`` divides n."""
+        """Return every sample of an epoch once, (n,)."""
         count = len(self._dataset)
         order = np.arange(count)
         if self._dataset.train:
             order = clip_rng(self._dataset.seed, epoch, "").permutation(count)
-        return np.resize(order, -(-count // self._ranks) * self._ranks)
+        return order
 
-    def _drawn(self, epoch: int, first: int) -> Iterator[list[_Drawn]]:
+    def _drawn(self, epoch: int, first: int) -> Iterator[tuple[list[_Drawn], NDArray[np.float32] | None]]:
         """Give this rank's samples with frames and flips, a list a batch, from number ``first`` on."""
         size = self._batch_size // self._ranks
         samples = self._order(epoch)[self._rank :: self._ranks][first * size :]
         at_once = -(-_DRAWN_AT_ONCE // size) * size
         for block in (samples[i : i + at_once] for i in range(0, len(samples), at_once)):
             frames, flips = self._dataset.draws(block, epoch)
+            crops = self._dataset.crops(block, epoch)
             drawn = list(zip(block.tolist(), frames, flips.tolist(), strict=True))
-            yield from (drawn[i : i + size] for i in range(0, len(drawn), size))
+            for i in range(0, len(drawn), size):
+                yield drawn[i : i + size], None if crops is None else crops[i : i + size]
+        # Where other ranks have one more.
+        if len(samples) <= size * (len(self) - first - 1):
+            yield [], None
 
-    def _start(self, number: int, samples: list[_Drawn]) -> "tuple[_Slot, list[Future[int]]]":
+    def _start(
+        self, number: int, samples: list[_Drawn], crops: NDArray[np.float32] | None
+    ) -> "tuple[_Slot, list[Future[Work]]]":
         """Have the processes decode a batch, a share each."""
         self._pool = self._pool or self._make_pool()
         place = number % len(self._slots)
         slot = self._slots[place]
         if slot.copied is not None:
             slot.copied.synchronize()
-        share = -(-len(samples) // self._workers)
+        if crops is not None:
+            slot.arrays["crop"][: len(crops)] = crops
+        share = max(1, -(-len(samples) // self._workers))
         return slot, [
             self._pool.submit(_decode, place, first, samples[first : first + share])
             for first in range(0, len(samples), share)
@@ -345,15 +399,30 @@ class ClipLoader:
         # Forked, so that the dataset and the slots are theirs without a copy.
         return ProcessPoolExecutor(self._workers, get_context("fork"), _adopt, (self._dataset, arrays))
 
-    def _finish(self, slot: "_Slot", futures: Sequence[Future[int]]) -> Batch:
-        count = sum(future.result() for future in futures)
-        batch = {name: value[:count] for name, value in slot.tensors.items()}
-        if self._device.type == "cpu":
-            return batch
-        moved = {name: value.to(self._device, non_blocking=True) for name, value in batch.items()}
+    def _finish(self, slot: "_Slot", futures: Sequence[Future[Work]]) -> Batch:
+        done = [future.result() for future in futures]
+        self.waits.decode += sum(work.busy - work.disk for work in done) / self._workers
+        self.waits.disk += sum(work.disk for work in done) / self._workers
+        batch = {name: value[: sum(work.samples for work in done)] for name, value in slot.tensors.items()}
         if self._device.type == "cuda":
-            slot.copied = torch.cuda.Event()
-            slot.copied.record(torch.cuda.current_stream(self._device))
+            return self._copy(slot, batch)
+        return {name: value.to(self._device) for name, value in batch.items()}
+
+    def _copy(self, slot: "_Slot", batch: Batch) -> Batch:
+        """Copy a batch to the GPU on a stream of its own: the step before may still be at work."""
+        self._copies = self._copies or torch.cuda.Stream(self._device)
+        working = torch.cuda.current_stream(self._device)
+        begun, slot.copied = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.cuda.stream(self._copies):
+            begun.record()
+            moved = {name: value.to(self._device, non_blocking=True) for name, value in batch.items()}
+            slot.copied.record()
+        if slot.copying is not None:
+            self.waits.transfer += slot.copying[0].elapsed_time(slot.copying[1]) / 1000
+        slot.copying = begun, slot.copied
+        working.wait_event(slot.copied)
+        for value in moved.values():
+            value.record_stream(working)
         return moved
 
     def _advance(self, epoch: int, next_batch: int) -> None:
@@ -371,6 +440,7 @@ class _Slot:
         self.tensors = {name: _shared(value) for name, value in like.items()}
         self.arrays = {name: value.numpy() for name, value in self.tensors.items()}
         self.copied: Any = None
+        self.copying: Any = None  # events around the last copy
         if pinned:
             cuda = torch.cuda.cudart()
             for value in self.tensors.values():
@@ -397,12 +467,16 @@ def _adopt(dataset: ClipDataset, slots: Sequence[Mapping[str, np.ndarray]]) -> N
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _decode(slot: int, first: int, samples: Sequence[_Drawn]) -> int:
-    """Decode samples into places from ``first`` on; return their number."""
+def _decode(slot: int, first: int, samples: Sequence[_Drawn]) -> Work:
+    """Decode samples into places from ``first`` on; say what that took."""
     dataset, slots = _adopted
-    for place, sample in enumerate(samples, first):
-        dataset.decode(*sample, slots[slot], place)
-    return len(samples)
+
+    def decode() -> int:
+        for place, sample in enumerate(samples, first):
+            dataset.decode(*sample, slots[slot], place)
+        return len(samples)
+
+    return measured(decode)
 
 
 def prepare(
@@ -416,7 +490,8 @@ def prepare(
 
     rgb becomes (B, 3, T, H, W) float32, normalised, and heatmaps (B, 17, T', h, w) float32 in 0..1, both laid
     out channels-last; label and index stay. Keypoints become heatmaps of ``heatmap_size`` pixels, which
-    ``sigma`` is in too. Samples with flip are mirrored, left and right keypoints change places.
+    ``sigma`` is in too; where there is a crop, that part of them fills the heatmap. Samples with flip are
+    mirrored, left and right keypoints change places.
     """
     moved = {name: value.to(device or value.device, non_blocking=True) for name, value in batch.items()}
     flip = moved.pop("flip").view(-1, 1, 1, 1, 1)
@@ -424,10 +499,19 @@ def prepare(
         rgb = moved["rgb"]
         moved["rgb"] = _normalise(torch.where(flip, rgb.flip(3), rgb)).permute(0, 4, 1, 2, 3)
     if "keypoints" in moved:
-        moved["heatmaps"] = _to_heatmaps(draw_heatmaps(moved.pop("keypoints"), heatmap_size, sigma), flip)
+        keypoints = moved.pop("keypoints")
+        if "crop" in moved:
+            keypoints = _crop(keypoints, moved.pop("crop"))
+        moved["heatmaps"] = _to_heatmaps(draw_heatmaps(keypoints, heatmap_size, sigma), flip)
     elif "heatmaps" in moved:
         moved["heatmaps"] = _to_heatmaps(moved["heatmaps"], flip).div_(255)
     return moved
+
+
+def _crop(keypoints: Tensor, crop: Tensor) -> Tensor:
+    """Move (B, T, M, K, 3) from the whole crop into parts of it, (B, 4): x, y, width, height."""
+    corner, sides = crop[:, None, None, None, :2], crop[:, None, None, None, 2:]
+    return torch.cat([(keypoints[..., :2].float() - corner) / sides, keypoints[..., 2:].float()], -1)
 
 
 def _to_heatmaps(maps: Tensor, flip: Tensor) -> Tensor:

@@ -228,13 +228,19 @@ def test_ten_clip_testing_gives_each_clip_ten_samples(stores):
         np.testing.assert_array_equal(frames[i * 10 : i * 10 + 10], uniform_sample_test(length, 48, 10))
 
 
-def test_ranks_share_each_batch_evenly(stores):
-    whole = take(ClipLoader(make(stores), 4), 6)
-    shares = [take(ClipLoader(make(stores), 4, rank=rank, ranks=2), 6) for rank in range(2)]
-    for batch, one, other in zip(whole, *shares, strict=True):
-        assert len(one["index"]) == len(other["index"])
-        together = torch.stack([one["index"], other["index"]], 1).flatten()
-        assert torch.equal(together[: len(batch["index"])], batch["index"])
+@pytest.mark.parametrize(("ranks", "batch_size"), [(2, 4), (3, 9), (4, 8), (6, 6)])
+def test_ranks_together_see_each_sample_of_a_batch_exactly_once(stores, ranks, batch_size):
+    # Eleven clips: the last batch holds less than a sample a rank, so that some have none.
+    whole = ClipLoader(make(stores), batch_size)
+    shares = [ClipLoader(make(stores), batch_size, rank=rank, ranks=ranks) for rank in range(ranks)]
+    for epoch in range(2):
+        taken = [copies(loader) for loader in (whole, *shares)]
+        assert [len(batches) for batches in taken] == [len(whole)] * (ranks + 1)
+        for number, (batch, *parts) in enumerate(zip(*taken, strict=True)):
+            assert len(batch["index"]) == whole.samples_in(number)
+            for rank, part in enumerate(parts):
+                assert_same([part], [{name: value[rank::ranks] for name, value in batch.items()}])
+        assert epoch or sum(len(part["index"]) == 0 for part in parts) == max(0, ranks - len(batch["index"]))
 
 
 def test_a_batch_stays_whole_until_two_more_are_taken(stores):
