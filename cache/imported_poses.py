@@ -71,14 +71,17 @@ def write_imported_poses(
         positions  (R, V, 3)   float32; only where there are some
     """
     temporary = partial_path(path)
-    with writing(path), h5py.File(temporary, "w", libver="v110") as file:
-        file.attrs["format"] = _FORMAT
-        table = _Tables(file)
-        for pose in poses:
-            table.add(pose)
-        table.close(splits)
-    commit_file(temporary, path)
-    return len(table.ids)
+    try:
+        with writing(path), h5py.File(temporary, "w", libver="v110") as file:
+            file.attrs["format"] = _FORMAT
+            tables = _Tables(file)
+            for pose in poses:
+                tables.add(pose)
+            tables.close(splits)
+        commit_file(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(tables.ids)
 
 
 class _Tables:

@@ -1,12 +1,13 @@
 """Poses that are there already, in imported files or as Kinect's skeletons, instead of those of a network.
 
-A clip finds its poses by its id; one that has none is skipped, since most collections of poses have gaps.
+A clip finds its poses by its id or its video's name; one without is skipped, as most collections have gaps.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -40,11 +41,15 @@ _BroughtAlong = ImportedPoseParams | KinectPoseParams
 
 @dataclass(frozen=True)
 class Context:
-    """What a unit needs beside its clips; ``token`` stands for the state of the poses' source."""
+    """What a unit needs beside its clips.
+
+    ``token`` stands for the state of the poses' source, ``shared`` are video names that several clips have.
+    """
 
     folder: Path
     params: _BroughtAlong
     token: str
+    shared: frozenset[str]
 
 
 def run(params: _BroughtAlong, workspace: Workspace, engine: Engine) -> Counts:
@@ -52,14 +57,16 @@ def run(params: _BroughtAlong, workspace: Workspace, engine: Engine) -> Counts:
     clips = read_manifest(workspace.manifest)
     inputs = inputs_from(workspace.detections, clips)
     there = [clip for clip in clips if clip.id in inputs.fingerprints]
-    states = _states(params, there)
+    names = Counter(PurePosixPath(clip.video).stem for clip in clips)
+    shared = frozenset(name for name, clips_of_it in names.items() if clips_of_it > 1)
+    states = _states(params, there, shared)
     # Where the poses lie is no part of what they are.
     own = fingerprint("pose", replace(params, source="").fingerprint)
     wanted = [
         Wanted(clip, fingerprint(own, clip.frames, clip.height, clip.width, states[clip.id]))
         for clip in there
     ]
-    context = Context(workspace.poses, params, fingerprint(sorted(states.items())))
+    context = Context(workspace.poses, params, fingerprint(sorted(states.items())), shared)
     parts = Parts("pose", workspace.poses, workspace.poses, wanted)
     records = build_parts(parts, process, context, engine, workspace.retry_failed)
     return finish("pose", workspace, [*ended(records), *inputs.skipped])
@@ -88,29 +95,31 @@ def process_without_boxes(unit: Unit, folder: Path) -> Report:
     return build_table_part(folder, unit, lambda clip: [empty] * clip.frames, write_detections, Timer())
 
 
-def _states(params: _BroughtAlong, clips: Sequence[Clip]) -> dict[str, str]:
+def _states(params: _BroughtAlong, clips: Sequence[Clip], shared: frozenset[str]) -> dict[str, str]:
     """Return what stands for the poses of each clip; the empty text for a clip that has none."""
+    source = Path(params.source)
     if isinstance(params, ImportedPoseParams):
-        digests: Mapping[str, str] = ImportedPoses(Path(params.source)).digests
-        return {clip.id: digests.get(clip.id, "") for clip in clips}
-    files, missing = find_skeletons(Path(params.source)), read_missing(Path(params.source))
-    return {clip.id: _state(files.get(clip.id)) + " missing" * (clip.id in missing) for clip in clips}
+        found: Mapping[str, str] = ImportedPoses(source).digests
+    else:
+        missing = read_missing(source)
+        stats = {id: path.stat() for id, path in find_skeletons(source).items()}
+        found = {id: f"{s.st_size} {s.st_mtime_ns} {id in missing}" for id, s in stats.items()}
+    return {clip.id: found.get(_name_in(found, clip, shared), "") for clip in clips}
 
 
-def _state(path: Path | None) -> str:
-    if path is None:
-        return ""
-    stat = path.stat()
-    return f"{stat.st_size} {stat.st_mtime_ns}"
+def _name_in(source: Container[str], clip: Clip, shared: frozenset[str]) -> str:
+    """Return what ``source`` calls the clip: its id, or its video's name where no other clip has that."""
+    stem = PurePosixPath(clip.video).stem
+    return stem if clip.id not in source and stem not in shared else clip.id
 
 
 def _poses(clip: Clip, context: Context, timer: Timer) -> Sequence[np.ndarray]:
     """Return keypoints (M, T, V, 2), scores (M, T, V) and, of skeletons in space, positions (M, T, V, 3)."""
     with timer("read"):
         if isinstance(context.params, ImportedPoseParams):
-            found = _imported(clip, context.params, context.token)
+            found = _imported(clip, context)
         else:
-            found = _kinect(clip, context.params, context.token)
+            found = _kinect(clip, context, context.params.keep_missing)
         keypoints, scores, positions, image_size = found
     if image_size and image_size != (clip.height, clip.width):
         scale = np.array([clip.width / image_size[1], clip.height / image_size[0]], np.float32)
@@ -123,22 +132,24 @@ def _poses(clip: Clip, context: Context, timer: Timer) -> Sequence[np.ndarray]:
 _Found = tuple[np.ndarray, np.ndarray, np.ndarray | None, tuple[int, int] | None]
 
 
-def _imported(clip: Clip, params: ImportedPoseParams, token: str) -> _Found:
-    source = _opened(Path(params.source), token)
-    if clip.id not in source.frames:
+def _imported(clip: Clip, context: Context) -> _Found:
+    source = _opened(Path(context.params.source), context.token)
+    name = _name_in(source.frames, clip, context.shared)
+    if name not in source.frames:
         raise SkipError(f"{source.path} has no poses of it")
-    pose = source.read(clip.id)
+    pose = source.read(name)
     return pose.keypoints, pose.scores, pose.positions, pose.image_size
 
 
-def _kinect(clip: Clip, params: KinectPoseParams, token: str) -> _Found:
-    folder = Path(params.source)
-    if clip.id in _missing(folder, token) and not params.keep_missing:
+def _kinect(clip: Clip, context: Context, keep_missing: bool) -> _Found:
+    folder = Path(context.params.source)
+    files, missing = _skeletons(folder, context.token), _missing(folder, context.token)
+    name = _name_in(files, clip, context.shared)
+    if name in missing and not keep_missing:
         raise SkipError(f"a list in {folder} names its skeletons as missing")
-    path = _skeletons(folder, token).get(clip.id)
-    if path is None:
+    if name not in files:
         raise SkipError(f"{folder} has no skeletons of it")
-    found = read_skeletons(path)
+    found = read_skeletons(files[name])
     return found.keypoints, found.scores, found.positions, found.image_size
 
 
