@@ -23,7 +23,6 @@ _STAGES = {
     "crop": "Box each clip's persons.",
     "heatmap": "Draw the pose heatmaps into heatmaps.zarr.",
     "rgb": "Crop and encode the frames into rgb.zarr.",
-    "evaluate": "Measure the trained networks on the test split, and the stages where the truth is known.",
 }
 # The others need not wait until PyTorch is loaded.
 _ON_DEVICE = ("detect", "pose", "train", "evaluate")
@@ -95,15 +94,16 @@ def _stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _run(
     stage: str,
-    *what: str,
+    *what: Any,
     dataset: str,
     videos: Path,
     device: str | None,
     workers: int | None,
     scheduler: str | None,
+    entry: str = "run",
     **options: Any,
 ) -> None:
-    """Run ``stages.<stage>.run(*what, params, workspace, engine)`` while holding the dataset's lock."""
+    """Run ``stages.<stage>.<entry>(*what, params, workspace, engine)`` while holding the dataset's lock."""
     from pipeline.engine import Engine
     from pipeline.params import load_params
     from pipeline.parts import dataset_lock
@@ -117,7 +117,7 @@ def _run(
     if stage in _ON_DEVICE:
         options["device"] = choose_device(device)
     workspace = Workspace.under(Path(), dataset, videos, **options)
-    run = importlib.import_module(f"stages.{stage}").run
+    run = getattr(importlib.import_module(f"stages.{stage}"), entry)
     with dataset_lock(workspace.data), Engine(workers, scheduler) as engine:
         run(*what, params, workspace, engine)
 
@@ -142,6 +142,32 @@ def train(network: str, **options: Any) -> None:
     Example: harcache train epam demo
     """
     _run("train", network, **options)
+
+
+@main.command()
+@_stage_options
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Network to measure instead, trained here or released; may be given again.",
+)
+@click.option("--clips", type=click.IntRange(1), help="Samples of each clip to average, such as 10.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for results; with it or --checkpoint or --clips, nothing of dvc.yaml is written.",
+)
+def evaluate(checkpoints: tuple[Path, ...], clips: int | None, out: Path | None, **options: Any) -> None:
+    """Measure the trained networks on the test split, and the stages where the truth is known.
+
+    Example: harcache evaluate demo
+    """
+    if checkpoints or clips or out:
+        _run("evaluate", checkpoints, clips, out, entry="run_own", **options)
+    else:
+        _run("evaluate", **options)
 
 
 @main.group()

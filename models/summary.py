@@ -4,7 +4,10 @@ Multiply-adds are those of convolutions and linear layers, as PyTorch counts the
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -17,8 +20,9 @@ from models.attention import NestedAttention, SpatialTemporalAttention
 from models.epam_net import EPAMNet
 from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
 
-__all__ = ["Summary", "as_table", "input_shapes", "summarise"]
+__all__ = ["Summary", "as_table", "count_cost", "input_shapes", "measure_latency", "summarise"]
 
+_WARM_UP, _RUNS = 2, 9
 _X3D: dict[str, Any] = {"shift": 0.0, "temporal_kernel": 3}
 
 
@@ -58,6 +62,33 @@ def input_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
 def summarise(num_classes: int = 60) -> list[Summary]:
     """Count what each network has and does with one clip, in the order of the papers' tables."""
     return [_summary(*row) for row in _rows(num_classes)]
+
+
+def count_cost(network: nn.Module, shapes: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """Return a network's parameters, and its multiply-adds for one clip of these ``shapes``."""
+    empty = deepcopy(network).to("meta").eval()
+    inputs = [torch.empty(1, *shape, device="meta") for shape in shapes]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        empty(*inputs)
+    return sum(value.numel() for value in empty.parameters()), counter.get_total_flops() // 2
+
+
+@torch.inference_mode()
+def measure_latency(network: nn.Module, shapes: Sequence[Sequence[int]]) -> float:
+    """Return the median seconds in which a network, on its device, answers one clip of these ``shapes``.
+
+    In float32, from inputs to results on the device; the network must be in eval mode.
+    """
+    device = next(network.parameters()).device
+    inputs = [torch.zeros(1, *shape, device=device) for shape in shapes]
+    seconds = []
+    for _ in range(_WARM_UP + _RUNS):
+        start = perf_counter()
+        network(*inputs)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(perf_counter() - start)
+    return median(seconds[_WARM_UP:])
 
 
 def as_table(summaries: Sequence[Summary]) -> str:
@@ -107,16 +138,8 @@ def _rows(num_classes: int) -> list[_Row]:
 
 
 def _summary(name: str, build: Callable[[], nn.Module], parameters: str, multiply_adds: str) -> Summary:
-    network = build().to("meta").eval()
+    network = build()
     shapes = input_shapes(network)
-    inputs = [torch.empty(1, *shape, device="meta") for shape in shapes.values()]
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(*inputs)
-    return Summary(
-        name,
-        ", ".join("x".join(map(str, shape)) for shape in shapes.values()),
-        sum(value.numel() for value in network.parameters()),
-        counter.get_total_flops() // 2,
-        parameters,
-        multiply_adds,
-    )
+    shown = ", ".join("x".join(map(str, shape)) for shape in shapes.values())
+    counts = count_cost(network, list(shapes.values()))
+    return Summary(name, shown, *counts, parameters, multiply_adds)

@@ -1,12 +1,13 @@
-"""Evaluate: how often each network is right on the test split, and, where the truth is known, how well the
-persons and poses before it were found. The only stage that reads the truth.
+"""Evaluate: how right each network is on the test split, and, where the truth is known, how well the persons
+and poses before it were found. The only stage that reads the truth.
 """
 
-import csv
-import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,18 @@ from scipy.optimize import linear_sum_assignment
 
 from cache.annotations import read_detections, read_poses
 from cache.streaming import Batch, ClipLoader
-from models.checkpoints import load_network
+from models.checkpoints import Checkpoint, load_any_network
+from models.summary import count_cost, input_shapes, measure_latency
 from pipeline.clips import Clip
 from pipeline.datasets.demo import Truth, object_pairs, read_truth
 from pipeline.engine import Engine
-from pipeline.files import write_atomically
-from pipeline.params import DatasetParams
+from pipeline.errors import HarcacheError
+from pipeline.params import DatasetParams, EvaluateParams, TrainParams
 from pipeline.progress import progress
+from stages.accuracy import confusion, hardest_pairs, in_pairs, mean_class, softmax, top
 from stages.boxes import overlaps
 from stages.building import inputs_from, parts_of
+from stages.results import Cost, Outputs, Scored, write_results
 from stages.train import (
     CHECKPOINT,
     Network,
@@ -37,40 +41,102 @@ from stages.train import (
 )
 from stages.workspace import Workspace
 
-__all__ = ["detection_quality", "pck", "run"]
+__all__ = ["check_classes", "detection_quality", "pck", "run", "run_own"]
 
 _NETWORKS: tuple[Network, ...] = ("pose", "rgb", "epam")
+_KINDS: Mapping[str, Network] = {"pose_xshiftnet": "pose", "rgb_xshiftnet": "rgb", "epam_net": "epam"}
 _STAGES = ("index", "detect", "pose", "crop", "heatmap", "rgb")
 _BATCH = 16
+_PRINTED_PAIRS = 5
 _SAME_BOX = 0.5  # intersection over union from which a box counts as found
 _PCK_RADIUS = 0.2  # of the torso's length
 _SHOULDERS, _HIPS = (5, 6), (11, 12)
 
 
+@dataclass(frozen=True)
+class _Test:
+    """What the networks are tested on."""
+
+    params: DatasetParams
+    train: TrainParams
+    workspace: Workspace
+    clips: Sequence[Clip]
+    labels: np.ndarray
+    classes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A network, what it reads, and the name that results have."""
+
+    name: str
+    kind: Network
+    network: torch.nn.Module
+
+
 def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> dict[str, Any]:
     """Measure the trained networks on the test split; write and print metrics, and write predictions."""
     train = training_params(params)
-    classes = class_names(workspace, train)
-    check_stores(params, workspace)
-    clips = split_clips(workspace, train, "test")
-    labels = np.array([clip.label(train.protocol) for clip in clips])
-    scores: dict[str, np.ndarray] = {
-        network: _scores(network, params, workspace, clips) for network in _NETWORKS
-    }
-    scores["score_fusion"] = _softmax(scores["pose"]) + _softmax(scores["rgb"])
+    test = _test_of(params, train, workspace)
+    trained = _load([workspace.training(network) / CHECKPOINT for network in _NETWORKS], test)
+    scored = _with_fusion([_score(one, test) for one in trained])
     metrics: dict[str, Any] = {
-        "clips": {stage: json.loads(workspace.counts(stage).read_text()) for stage in _STAGES},
-        "top1": {name: _top1(score, labels) for name, score in scores.items()},
+        "clips": {stage: json.loads(workspace.counts(stage).read_text()) for stage in _STAGES}
     }
+    metrics |= _accuracies(scored, test)
     truth = read_truth(workspace.videos)
     if truth is not None:
-        metrics |= _against_truth(workspace, clips, truth)
-        if np.isin(labels, object_pairs()).any():
-            metrics["top1"]["pose_in_object_pairs"] = _top1_in_pairs(scores["pose"], labels, object_pairs())
-    _write_confusion(workspace, clips, labels, scores["epam"], classes)
-    write_atomically(workspace.metrics, (json.dumps(metrics, indent=1, sort_keys=True) + "\n").encode())
-    _print_summary(metrics, len(clips))
+        metrics |= _against_truth(workspace, test.clips, truth)
+        if np.isin(test.labels, object_pairs()).any():
+            pose = next(one for one in scored if one.name == "pose")
+            metrics["top1"]["pose_in_object_pairs"] = in_pairs(pose.scores, test.labels, object_pairs())
+    _finish(Outputs.of(workspace), metrics, test, scored)
     return metrics
+
+
+def run_own(
+    checkpoints: Sequence[Path],
+    views: int | None,
+    out: Path | None,
+    params: DatasetParams,
+    workspace: Workspace,
+    engine: Engine,
+) -> dict[str, Any]:
+    """Measure ``checkpoints``, native or released, or with none of them the trained networks; as `run` does.
+
+    ``views`` samples a clip replace the parameter. Everything is written into ``out``, by default the folder
+    ``own`` of the evaluation, so that nothing of `dvc repro` changes.
+    """
+    train = training_params(params)
+    if views is not None:
+        train = replace(train, evaluate=EvaluateParams(views))
+    test = _test_of(params, train, workspace)
+    paths = list(checkpoints) or [workspace.training(network) / CHECKPOINT for network in _NETWORKS]
+    scored = _with_fusion([_score(one, test) for one in _load(paths, test)])
+    outputs = Outputs.under(out or workspace.evaluation / "own")
+    metrics = _accuracies(scored, test) | {"checkpoints": [str(path) for path in paths]}
+    _finish(outputs, metrics, test, scored)
+    print(f"written to {outputs.folder}")
+    return metrics
+
+
+def check_classes(path: Path, checkpoint: Checkpoint, classes: Sequence[str], whose: str) -> None:
+    """Raise HarcacheError where a checkpoint tells other ``classes`` apart; ``whose`` names those.
+
+    A released checkpoint names none; then their number must agree.
+    """
+    count = checkpoint.config["num_classes"]
+    if count != len(classes):
+        raise HarcacheError(
+            f"{path} tells {count} classes apart, but {whose} has {len(classes)}; "
+            "give the dataset and protocol that it was trained on"
+        )
+    for number, (own, other) in enumerate(zip(checkpoint.classes, classes, strict=False)):
+        if own != other:
+            raise HarcacheError(
+                f"{path} has '{own}' as class {number}, but {whose} has '{other}'; "
+                "give the dataset and protocol that it was trained on"
+            )
 
 
 def detection_quality(found: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> tuple[int, int, int]:
@@ -103,49 +169,93 @@ def pck(found: np.ndarray, true: np.ndarray) -> tuple[int, int]:
     return right, true.shape[0] * true.shape[1] * true.shape[2]
 
 
-def _scores(
-    network: Network, params: DatasetParams, workspace: Workspace, clips: Sequence[Clip]
-) -> np.ndarray:
-    """The sum of the heads' logits, averaged over the views of each clip: (clips, classes) float64."""
-    train = training_params(params)
-    model, _ = load_network(workspace.training(network) / CHECKPOINT)
-    model.to(workspace.device).eval()
-    loader = ClipLoader(
-        make_dataset(network, workspace, train, clips, False), _BATCH, device=workspace.device
-    )
-    total: np.ndarray | None = None
-    with progress(len(loader), f"evaluate {network}", unit="batches") as bar:
-        for index, scores in _predict(model, loader, partial(preparation(params), device=workspace.device)):
-            total = np.zeros((len(clips), scores.shape[1])) if total is None else total
-            np.add.at(total, index, scores)
-            bar.advance()
-    assert total is not None
-    return total / train.evaluate.clips
+def _test_of(params: DatasetParams, train: TrainParams, workspace: Workspace) -> _Test:
+    classes = class_names(workspace, train)
+    check_stores(params, workspace)
+    clips = split_clips(workspace, train, "test")
+    labels = np.array([clip.label(train.protocol) for clip in clips], np.int64)
+    return _Test(params, train, workspace, clips, labels, classes)
+
+
+def _load(paths: Sequence[Path], test: _Test) -> list[_Trained]:
+    """Load and check all networks before any of them works; a kind's second network gets a number."""
+    trained, seen = [], Counter[str]()
+    for path in paths:
+        network, checkpoint = load_any_network(path)
+        kind = _KINDS.get(checkpoint.network)
+        if kind is None:
+            raise HarcacheError(
+                f"{path} holds the network '{checkpoint.network}', which the caches can't feed; "
+                f"expected one of {', '.join(_KINDS)}"
+            )
+        check_classes(path, checkpoint, test.classes, f"{test.params.name}'s '{test.train.protocol}'")
+        _check_protocol(path, checkpoint, test)
+        seen[kind] += 1
+        name = kind if seen[kind] == 1 else f"{kind}-{seen[kind]}"
+        trained.append(_Trained(name, kind, network.to(test.workspace.device).eval()))
+    return trained
+
+
+def _check_protocol(path: Path, checkpoint: Checkpoint, test: _Test) -> None:
+    """Another protocol's test split holds clips that the network learnt from."""
+    made = checkpoint.extra.get("dataset")
+    same = isinstance(made, Mapping) and made.get("name") == test.params.name
+    protocol = checkpoint.extra.get("protocol")
+    if same and protocol != test.train.protocol:
+        raise HarcacheError(
+            f"{path} was trained on the protocol '{protocol}' and may know test clips of "
+            f"'{test.train.protocol}'; set that as training.{test.params.name}.protocol, or train again"
+        )
 
 
 @torch.inference_mode()
-def _predict(
-    model: torch.nn.Module, loader: ClipLoader, prepare: Callable[..., Batch]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for batch in loader:
-        ready = prepare(batch)
-        scores = torch.stack(logits_of(model, ready)).sum(0)
-        yield ready["index"].cpu().numpy(), scores.double().cpu().numpy()
+def _score(trained: _Trained, test: _Test) -> Scored:
+    """The sum of the heads' logits, averaged over the views of each clip, and what a view costs."""
+    device = test.workspace.device
+    samples = make_dataset(trained.kind, test.workspace, test.train, test.clips, False)
+    loader = ClipLoader(samples, _BATCH, device=device)
+    prepare: Callable[..., Batch] = partial(preparation(test.params), device=device)
+    total = np.zeros((len(test.clips), len(test.classes)))
+    shapes: list[torch.Size] = []
+    with progress(len(loader), f"evaluate {trained.name}", unit="batches") as bar:
+        for batch in loader:
+            ready = prepare(batch)
+            shapes = shapes or [ready[name].shape[1:] for name in input_shapes(trained.network)]
+            scores = torch.stack(logits_of(trained.network, ready)).sum(0)
+            np.add.at(total, ready["index"].cpu().numpy(), scores.double().cpu().numpy())
+            bar.advance()
+    cost = Cost(*count_cost(trained.network, shapes), measure_latency(trained.network, shapes), device)
+    return Scored(trained.name, total / test.train.evaluate.clips, cost)
 
 
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+def _with_fusion(scored: Sequence[Scored]) -> list[Scored]:
+    """Add the mean of both streams' probabilities, without attention, where both are there."""
+    streams = {one.name: softmax(one.scores) for one in scored if one.name in ("pose", "rgb")}
+    if len(streams) < 2:
+        return list(scored)
+    return [*scored, Scored("score_fusion", (streams["pose"] + streams["rgb"]) / 2)]
 
 
-def _top1(scores: np.ndarray, labels: np.ndarray) -> float:
-    return float((scores.argmax(axis=1) == labels).mean())
+def _accuracies(scored: Sequence[Scored], test: _Test) -> dict[str, Any]:
+    counts = {
+        one.name: confusion(one.scores.argmax(axis=1), test.labels, len(test.classes)) for one in scored
+    }
+    costs = {one.name: one.cost for one in scored if one.cost is not None}
+    return {
+        "top1": {one.name: top(1, one.scores, test.labels) for one in scored},
+        "top5": {one.name: top(5, one.scores, test.labels) for one in scored},
+        "mean_class": {name: mean_class(each) for name, each in counts.items()},
+        "parameters": {name: cost.parameters for name, cost in costs.items()},
+        "multiply_adds": {name: cost.multiply_adds for name, cost in costs.items()},
+        "test": {"clips": len(test.clips), "samples_a_clip": test.train.evaluate.clips},
+    }
 
 
-def _top1_in_pairs(scores: np.ndarray, labels: np.ndarray, pairs: Sequence[tuple[int, int]]) -> float:
-    """How often the right one of two classes scores more, over the clips of all pairs; chance is 0.5."""
-    right = [scores[labels == a, a] > scores[labels == a, b] for pair in pairs for a, b in (pair, pair[::-1])]
-    return float(np.concatenate(right).mean())
+def _finish(outputs: Outputs, metrics: Mapping[str, Any], test: _Test, scored: Sequence[Scored]) -> None:
+    # The whole network where it is there, else what comes nearest to it.
+    shown = next((one for one in scored if one.name == "epam"), scored[-1])
+    write_results(outputs, metrics, test.clips, test.labels, test.classes, scored, shown)
+    _print_summary(metrics, test, scored, shown)
 
 
 def _against_truth(
@@ -166,29 +276,39 @@ def _against_truth(
     }
 
 
-def _write_confusion(
-    workspace: Workspace,
-    clips: Sequence[Clip],
-    labels: np.ndarray,
-    scores: np.ndarray,
-    classes: Sequence[str],
-) -> None:
-    """One row a clip: its id, its class and the class that EPAM-Net says, for `dvc plots`."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("id", "actual", "predicted"))
-    for clip, label, said in zip(clips, labels, scores.argmax(axis=1), strict=True):
-        writer.writerow((clip.id, classes[label], classes[said]))
-    write_atomically(workspace.predictions, text.getvalue().encode())
-
-
-def _print_summary(metrics: Mapping[str, Any], clips: int) -> None:
-    print(f"{'stage':<10}{'ok':>8}{'skipped':>9}{'failed':>8}")
-    for stage, counts in metrics["clips"].items():
-        print(f"{stage:<10}{counts['ok']:>8}{counts['skipped']:>9}{counts['failed']:>8}")
+def _print_summary(metrics: Mapping[str, Any], test: _Test, scored: Sequence[Scored], shown: Scored) -> None:
+    if "clips" in metrics:
+        print(f"{'stage':<10}{'ok':>8}{'skipped':>9}{'failed':>8}")
+        for stage, counts in metrics["clips"].items():
+            print(f"{stage:<10}{counts['ok']:>8}{counts['skipped']:>9}{counts['failed']:>8}")
     for group in ("detect", "pose"):
         for name, value in metrics.get(group, {}).items():
             print(f"{group} {name}: {value:.3f}")
-    print(f"top-1 on {clips} test clips:")
-    for name, value in metrics["top1"].items():
-        print(f"  {name:<22}{value:>7.1%}")
+    views = test.train.evaluate.clips
+    samples = "one sample" if views == 1 else f"{views} samples"
+    print(f"{len(test.clips)} test clips of '{test.train.protocol}', {samples} of each:")
+    print(
+        f"  {'network':<14}{'top-1':>7}{'top-5':>8}{'mean class':>12}"
+        f"{'parameters':>12}{'G mult-adds':>13}{'ms a clip':>11}"
+    )
+    for one in scored:
+        right = f"{metrics['top1'][one.name]:>7.1%}{metrics['top5'][one.name]:>8.1%}"
+        line = f"  {one.name:<14}{right}{metrics['mean_class'][one.name]:>12.1%}"
+        if one.cost is not None:
+            size = f"{one.cost.parameters:>12,}{one.cost.multiply_adds / 1e9:>13.3f}"
+            line += f"{size}{1000 * one.cost.latency:>11.1f}"
+        print(line)
+    if "pose_in_object_pairs" in metrics["top1"]:
+        print(f"  pose, within pairs of objects: {metrics['top1']['pose_in_object_pairs']:.1%}")
+    _print_pairs(test, shown)
+
+
+def _print_pairs(test: _Test, shown: Scored) -> None:
+    counts = confusion(shown.scores.argmax(axis=1), test.labels, len(test.classes))
+    pairs = hardest_pairs(counts)[:_PRINTED_PAIRS]
+    if pairs:
+        print(f"hardest for {shown.name}:")
+    for pair in pairs:
+        taken = pair.first_as_second + pair.second_as_first
+        names = f"{test.classes[pair.first]} / {test.classes[pair.second]}"
+        print(f"  {names}: {taken} of {pair.clips} taken for the other")

@@ -79,6 +79,11 @@ class Workspace:
         """The class of each test clip and the one predicted."""
         return self.metrics.with_name(f"{self.dataset}-predictions.csv")
 
+    @property
+    def evaluation(self) -> Path:
+        """Folder of the test clips' scores, and of tables and pictures made of them."""
+        return self.data / "evaluation"
+
     def training(self, network: str) -> Path:
         """Folder of one training run: checkpoint, curves."""
         return self.data / "training" / network

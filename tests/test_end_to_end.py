@@ -112,12 +112,24 @@ def grown(project: Path, second: _Build) -> _Build:
 def test_one_repro_goes_from_videos_to_metrics(project: Path, first: _Build) -> None:
     metrics = json.loads((project / "metrics" / "demo.json").read_text())
     assert first.ran == _STAGES
-    assert set(metrics) == {"clips", "detect", "pose", "top1"}
+    assert set(metrics) == {
+        "clips",
+        "detect",
+        "pose",
+        "top1",
+        "top5",
+        "mean_class",
+        "parameters",
+        "multiply_adds",
+        "test",
+    }
     assert metrics["clips"] == {stage: {"ok": 8, "skipped": 0, "failed": 0} for stage in EXTRACTION}
     assert set(metrics["detect"]) == {"recall", "precision"}
     assert set(metrics["pose"]) == {"pck"}
     assert set(metrics["top1"]) == {"epam", "pose", "rgb", "score_fusion", "pose_in_object_pairs"}
     assert all(0 <= value <= 1 for value in metrics["top1"].values())
+    evaluation = project / "data" / "demo" / "evaluation"
+    assert {path.name for path in evaluation.iterdir()} == {"scores.npz", "tables", "pictures"}
     # The shipped weights find the figures: one epoch says nothing about the networks after them.
     assert min(*metrics["detect"].values(), *metrics["pose"].values()) > 0.8
 

@@ -4,18 +4,28 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+import torch
 
-from pipeline.clips import read_classes
+from cache.streaming import ClipLoader
+from models.checkpoints import build_network, load_checkpoint, load_network, save_checkpoint
+from models.xshiftnet import PoseXShiftNet
+from pipeline.clips import read_classes, read_manifest, write_manifest
 from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
-from pipeline.params import DatasetParams
+from pipeline.params import DatasetParams, EvaluateParams
 from stages import evaluate
-from stages.evaluate import _top1_in_pairs, detection_quality, pck
+from stages.accuracy import in_pairs
+from stages.evaluate import detection_quality, pck
+from stages.train import CHECKPOINT, make_dataset, preparation, split_clips
 from stages.workspace import Workspace
+from tests.projects import digests
 
+_ACCURACY = {"top5", "mean_class", "parameters", "multiply_adds", "test"}
 _A, _B = [10, 10, 50, 90], [60, 10, 100, 90]
 _NOBODY = np.empty((0, 4))
 
@@ -101,18 +111,34 @@ def test_in_pairs_only_the_two_scores_of_the_pair_matter() -> None:
     scores = np.zeros((5, 5))
     scores[:, 4] = 9
     scores[0, 0] = scores[1, 1] = scores[2, 2] = scores[3, 2] = 1
-    assert _top1_in_pairs(scores, labels, [(0, 1)]) == 1
-    assert _top1_in_pairs(scores, labels, [(2, 3)]) == 0.5
-    assert _top1_in_pairs(scores, labels, [(0, 1), (2, 3)]) == 0.75
+    assert in_pairs(scores, labels, [(0, 1)]) == 1
+    assert in_pairs(scores, labels, [(2, 3)]) == 0.5
+    assert in_pairs(scores, labels, [(0, 1), (2, 3)]) == 0.75
 
 
 def test_a_tie_in_a_pair_is_not_right() -> None:
-    assert _top1_in_pairs(np.zeros((2, 2)), np.array([0, 1]), [(0, 1)]) == 0
+    assert in_pairs(np.zeros((2, 2)), np.array([0, 1]), [(0, 1)]) == 0
 
 
 def _run(params: DatasetParams, workspace: Workspace) -> dict[str, dict[str, float]]:
     with Engine(workers=0) as engine:
         return evaluate.run(params, workspace, engine)
+
+
+def _run_own(
+    checkpoints: list[Path], views: int | None, out: Path, params: DatasetParams, workspace: Workspace
+) -> dict[str, Any]:
+    with Engine(workers=0) as engine:
+        return evaluate.run_own(checkpoints, views, out, params, workspace, engine)
+
+
+def _as_released(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Name and shape weights as the released implementation does: on many GPUs, with 3-D convolutions."""
+    flat = {f"module.{name}": value for name, value in network.state_dict().items()}
+    return {
+        name: value.unsqueeze(2) if value.ndim == 4 and "fc" not in name else value
+        for name, value in flat.items()
+    }
 
 
 def test_the_metrics_tell_of_every_stage_and_network(
@@ -164,10 +190,151 @@ def test_a_dataset_without_truth_is_measured_without_it(
     trained: Workspace, params: DatasetParams, tmp_path: Path
 ) -> None:
     metrics = _run(params, replace(trained, videos=tmp_path, metrics=tmp_path / "demo.json"))
-    assert metrics.keys() == {"clips", "top1"}
+    assert metrics.keys() == {"clips", "top1", *_ACCURACY}
     assert "pose_in_object_pairs" not in metrics["top1"]
 
 
 def test_networks_that_are_not_trained_yet_are_named(demo: Workspace, params: DatasetParams) -> None:
     with pytest.raises(HarcacheError, match=r"no checkpoint .*training/pose/network\.pt; train it first"):
         _run(params, demo)
+
+
+@pytest.fixture(scope="module")
+def own(trained: Workspace, params: DatasetParams, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an evaluation of the three trained networks writes."""
+    out = tmp_path_factory.mktemp("own")
+    metrics = _run_own([], None, out, params, trained)
+    assert metrics == json.loads((out / "metrics.json").read_text())
+    return out
+
+
+def test_scores_are_kept_for_other_programs_and_say_what_the_metrics_say(
+    trained: Workspace, own: Path
+) -> None:
+    metrics = json.loads((own / "metrics.json").read_text())
+    with np.load(own / "scores.npz") as kept:  # refuses pickled objects
+        assert kept["id"].tolist() == ["S001C001P003R001A005", "S001C001P003R001A011"]
+        assert kept["classes"].tolist() == read_classes(trained.classes)["xsub"]
+        for network, right in metrics["top1"].items():
+            assert (kept[network].argmax(axis=1) == kept["label"]).mean() == right
+        assert np.allclose(kept["score_fusion"].sum(axis=1), 1)
+
+
+def test_tables_and_pictures_tell_of_each_stream_and_the_fusion(trained: Workspace, own: Path) -> None:
+    metrics = json.loads((own / "metrics.json").read_text())
+    names = read_classes(trained.classes)["xsub"]
+    for network in ("pose", "rgb", "epam", "score_fusion"):
+        table = list(csv.reader((own / "tables" / f"confusion-{network}.csv").open()))
+        counts = np.array([row[1:] for row in table[1:]], int)
+        assert table[0] == ["actual", *names] and [row[0] for row in table[1:]] == names
+        assert counts.trace() / counts.sum() == metrics["top1"][network]
+        picture = cv2.imread(str(own / "pictures" / f"confusion-{network}.png"))
+        assert picture is not None and min(picture.shape[:2]) > 400
+    rows = list(csv.DictReader((own / "tables" / "classes.csv").open()))
+    assert len(rows) == 4 * 12 and [row["name"] for row in rows[:12]] == names
+    costs = {row["network"]: row for row in csv.DictReader((own / "tables" / "networks.csv").open())}
+    assert int(costs["epam"]["parameters"]) == metrics["parameters"]["epam"] > metrics["parameters"]["pose"]
+    assert all(float(row["latency_ms"]) > 0 and int(row["multiply_adds"]) > 0 for row in costs.values())
+
+
+def test_a_network_of_ones_own_is_measured_as_the_trained_one_and_changes_nothing_of_the_pipeline(
+    trained: Workspace, params: DatasetParams, own: Path, tmp_path: Path
+) -> None:
+    whole = json.loads((own / "metrics.json").read_text())
+    released = tmp_path / "released.pth"
+    network, _ = load_network(trained.training("epam") / CHECKPOINT)
+    torch.save({"model_state_dict": _as_released(network)}, released)
+    before = digests(trained.data)
+    found = _run_own([trained.training("epam") / CHECKPOINT, released], 1, tmp_path, params, trained)
+    assert found["top1"] == {"epam": whole["top1"]["epam"], "epam-2": whole["top1"]["epam"]}
+    with np.load(tmp_path / "scores.npz") as kept:
+        assert np.allclose(kept["epam"], kept["epam-2"], atol=1e-5)
+    assert digests(trained.data) == before and not trained.metrics.exists()
+
+
+def test_ten_samples_are_the_mean_of_the_ten_that_testing_draws(
+    trained: Workspace, params: DatasetParams, tmp_path: Path
+) -> None:
+    assert params.train is not None
+    _run_own([trained.training("pose") / CHECKPOINT], 10, tmp_path, params, trained)
+    many = replace(params.train, evaluate=EvaluateParams(10))
+    samples = make_dataset("pose", trained, many, split_clips(trained, many, "test"), False)
+    network, _ = load_network(trained.training("pose") / CHECKPOINT)
+    with torch.inference_mode():
+        batch = preparation(params)(next(iter(ClipLoader(samples, len(samples)))))
+        logits = network.eval()(batch["heatmaps"]).view(2, 10, -1)
+    assert not torch.allclose(logits[:, 0], logits[:, 1])
+    with np.load(tmp_path / "scores.npz") as kept:
+        assert np.allclose(kept["pose"], logits.mean(1), atol=1e-5)
+
+
+def _changed(trained: Workspace, out: Path, **change: object) -> Path:
+    """Save the trained pose stream with other classes or other words about it."""
+    network, checkpoint = load_network(trained.training("pose") / CHECKPOINT)
+    given = {"classes": checkpoint.classes, "extra": checkpoint.extra} | change
+    save_checkpoint(out / "changed.pt", network, **given)  # type: ignore[arg-type]
+    return out / "changed.pt"
+
+
+def test_a_checkpoint_of_other_classes_is_refused(
+    trained: Workspace, params: DatasetParams, tmp_path: Path
+) -> None:
+    names = read_classes(trained.classes)["xsub"]
+    other = _changed(trained, tmp_path, classes=[*names[:-1], "juggle"])
+    message = "has 'juggle' as class 11, but demo's 'xsub' has 'push'; give the dataset and protocol"
+    with pytest.raises(HarcacheError, match=message):
+        _run_own([other], None, tmp_path, params, trained)
+    more = tmp_path / "more.pt"
+    save_checkpoint(more, PoseXShiftNet(60, width=8, blocks=(1, 1, 1)))
+    with pytest.raises(HarcacheError, match="tells 60 classes apart, but demo's 'xsub' has 12"):
+        _run_own([more], None, tmp_path, params, trained)
+
+
+def test_a_network_that_may_know_the_test_clips_is_refused(
+    trained: Workspace, params: DatasetParams, tmp_path: Path
+) -> None:
+    extra = load_checkpoint(trained.training("pose") / CHECKPOINT).extra | {"protocol": "xview"}
+    other = _changed(trained, tmp_path, extra=extra)
+    with pytest.raises(HarcacheError, match=r"trained on the protocol 'xview' and may know test clips"):
+        _run_own([other], None, tmp_path, params, trained)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read as a checkpoint"),
+        (b"PK\x03\x04 torn", "cannot be read as a checkpoint"),
+        ({"weights": 3}, "holds no state dict"),
+        ({"conv.weight": torch.zeros(2)}, "holds no X-ShiftNet or EPAM-Net"),
+        ({"backbone.conv1_s.conv.weight": torch.zeros(3)}, "holds no X-ShiftNet or EPAM-Net"),
+    ],
+)
+def test_a_damaged_or_foreign_checkpoint_is_refused_before_any_work(
+    trained: Workspace, params: DatasetParams, tmp_path: Path, content: object, message: str
+) -> None:
+    path = tmp_path / "given.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(HarcacheError, match=message):
+        _run_own([trained.training("pose") / CHECKPOINT, path], None, tmp_path / "own", params, trained)
+    assert not (tmp_path / "own").exists()
+
+
+def test_a_network_that_the_caches_cannot_feed_is_refused(
+    trained: Workspace, params: DatasetParams, tmp_path: Path
+) -> None:
+    path = tmp_path / "agcn.pt"
+    save_checkpoint(path, build_network("agcn", {"num_classes": 12}))
+    with pytest.raises(
+        HarcacheError, match="holds the network 'agcn', which the caches can't feed; expected"
+    ):
+        _run_own([path], None, tmp_path, params, trained)
+
+
+def test_an_empty_test_split_is_refused(own_demo: Workspace, params: DatasetParams, tmp_path: Path) -> None:
+    clips = read_manifest(own_demo.manifest)
+    write_manifest(own_demo.manifest, [clip for clip in clips if clip.split("xsub") == "train"])
+    with pytest.raises(HarcacheError, match="no labelled clips in the test split of 'xsub'"):
+        _run_own([], None, tmp_path, params, own_demo)
