@@ -49,6 +49,21 @@ def main() -> None:
     """
 
 
+_weights_option = click.option(
+    "--weights-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="HARCACHE_WEIGHTS_DIR",
+    show_envvar=True,
+    help="Folder to look for weights in, and to fetch them into.",
+)
+_device_option = click.option(
+    "--device",
+    envvar="HARCACHE_DEVICE",
+    show_envvar=True,
+    help="cpu, cuda, cuda:1. [default: the GPU]",
+)
+
+
 def _stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Where files lie and how work runs; nothing here changes a result."""
     options = [
@@ -61,19 +76,8 @@ def _stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_envvar=True,
             help="Folder that holds a folder of videos for each dataset.",
         ),
-        click.option(
-            "--weights-dir",
-            type=click.Path(path_type=Path, file_okay=False),
-            envvar="HARCACHE_WEIGHTS_DIR",
-            show_envvar=True,
-            help="Folder to look for weights in, and to fetch them into.",
-        ),
-        click.option(
-            "--device",
-            envvar="HARCACHE_DEVICE",
-            show_envvar=True,
-            help="cpu, cuda, cuda:1. [default: the GPU]",
-        ),
+        _weights_option,
+        _device_option,
         click.option(
             "--workers",
             type=int,
@@ -168,6 +172,54 @@ def evaluate(checkpoints: tuple[Path, ...], clips: int | None, out: Path | None,
         _run("evaluate", checkpoints, clips, out, entry="run_own", **options)
     else:
         _run("evaluate", **options)
+
+
+@main.command()
+@click.argument("videos", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="The network to ask.")
+@click.option("--dataset", help="Dataset whose params.yaml counts. [default: as the checkpoint was trained]")
+@click.option(
+    "--window",
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds that are taken as a clip. [default: the whole video]",
+)
+@click.option(
+    "--stride",
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds from one window to the next. [default: half a window]",
+)
+@click.option("--top", type=click.IntRange(1), default=5, help="Classes to tell, the likeliest first.")
+@click.option(
+    "--overlay",
+    type=click.Path(path_type=Path),
+    help="Video to draw persons, attention and classes into; a folder for several.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@_weights_option
+@_device_option
+def predict(
+    videos: tuple[Path, ...],
+    checkpoint: Path,
+    dataset: str | None,
+    weights_dir: Path | None,
+    device: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Tell what is done in VIDEOS, files and folders of them, that no stage has seen.
+
+    A video that can't be read is named at the end, with exit code 1; the others are told all the same.
+
+    Example: harcache predict walk.mp4 --checkpoint data/demo/training/epam/network.pt --overlay out.mp4
+    """
+    from pipeline.params import load_params
+    from stages import predict as stage
+    from stages.workspace import Workspace, choose_device
+
+    params = None if dataset is None else load_params("params.yaml", dataset=dataset)
+    workspace = None if dataset is None else Workspace.under(Path(), dataset, Path("videos"))
+    asked = stage.Options(**options)
+    stage.run(videos, checkpoint, params, workspace, asked, weights_dir, choose_device(device), as_json)
 
 
 @main.group()

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
@@ -127,7 +128,7 @@ def read_frames(path: Path, start: int, end: int, threads: int = 1) -> Iterator[
 
 
 def write_video(
-    path: Path, frames: Iterable[np.ndarray], fps: int, codec: str = "libx264", crf: int = 18
+    path: Path, frames: Iterable[np.ndarray], fps: int | Fraction, codec: str = "libx264", crf: int = 18
 ) -> None:
     """Write (H, W, 3) uint8 RGB frames of even height and width as yuv420p; the suffix chooses the container.
 

@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 
 from cache.annotations import read_detections, read_poses
 from cache.streaming import Batch, ClipLoader
-from models.checkpoints import Checkpoint, load_any_network
+from models.checkpoints import Checkpoint
 from models.summary import count_cost, input_shapes, measure_latency
 from pipeline.clips import Clip
 from pipeline.datasets.demo import Truth, object_pairs, read_truth
@@ -27,13 +27,12 @@ from pipeline.progress import progress
 from stages.accuracy import confusion, hardest_pairs, in_pairs, mean_class, softmax, top
 from stages.boxes import overlaps
 from stages.building import inputs_from, parts_of
+from stages.networks import Network, Trained, check_classes, load_trained, scores_of
 from stages.results import Cost, Outputs, Scored, write_results
 from stages.train import (
     CHECKPOINT,
-    Network,
     check_stores,
     class_names,
-    logits_of,
     make_dataset,
     preparation,
     split_clips,
@@ -41,10 +40,9 @@ from stages.train import (
 )
 from stages.workspace import Workspace
 
-__all__ = ["check_classes", "detection_quality", "pck", "run", "run_own"]
+__all__ = ["detection_quality", "pck", "run", "run_own"]
 
 _NETWORKS: tuple[Network, ...] = ("pose", "rgb", "epam")
-_KINDS: Mapping[str, Network] = {"pose_xshiftnet": "pose", "rgb_xshiftnet": "rgb", "epam_net": "epam"}
 _STAGES = ("index", "detect", "pose", "crop", "heatmap", "rgb")
 _BATCH = 16
 _PRINTED_PAIRS = 5
@@ -65,21 +63,12 @@ class _Test:
     classes: Sequence[str]
 
 
-@dataclass(frozen=True)
-class _Trained:
-    """A network, what it reads, and the name that results have."""
-
-    name: str
-    kind: Network
-    network: torch.nn.Module
-
-
 def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> dict[str, Any]:
     """Measure the trained networks on the test split; write and print metrics, and write predictions."""
     train = training_params(params)
     test = _test_of(params, train, workspace)
     trained = _load([workspace.training(network) / CHECKPOINT for network in _NETWORKS], test)
-    scored = _with_fusion([_score(one, test) for one in trained])
+    scored = _with_fusion([_score(*one, test) for one in trained.items()])
     metrics: dict[str, Any] = {
         "clips": {stage: json.loads(workspace.counts(stage).read_text()) for stage in _STAGES}
     }
@@ -112,31 +101,12 @@ def run_own(
         train = replace(train, evaluate=EvaluateParams(views))
     test = _test_of(params, train, workspace)
     paths = list(checkpoints) or [workspace.training(network) / CHECKPOINT for network in _NETWORKS]
-    scored = _with_fusion([_score(one, test) for one in _load(paths, test)])
+    scored = _with_fusion([_score(*one, test) for one in _load(paths, test).items()])
     outputs = Outputs.under(out or workspace.evaluation / "own")
     metrics = _accuracies(scored, test) | {"checkpoints": [str(path) for path in paths]}
     _finish(outputs, metrics, test, scored)
     print(f"written to {outputs.folder}")
     return metrics
-
-
-def check_classes(path: Path, checkpoint: Checkpoint, classes: Sequence[str], whose: str) -> None:
-    """Raise HarcacheError where a checkpoint tells other ``classes`` apart; ``whose`` names those.
-
-    A released checkpoint names none; then their number must agree.
-    """
-    count = checkpoint.config["num_classes"]
-    if count != len(classes):
-        raise HarcacheError(
-            f"{path} tells {count} classes apart, but {whose} has {len(classes)}; "
-            "give the dataset and protocol that it was trained on"
-        )
-    for number, (own, other) in enumerate(zip(checkpoint.classes, classes, strict=False)):
-        if own != other:
-            raise HarcacheError(
-                f"{path} has '{own}' as class {number}, but {whose} has '{other}'; "
-                "give the dataset and protocol that it was trained on"
-            )
 
 
 def detection_quality(found: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> tuple[int, int, int]:
@@ -177,22 +147,16 @@ def _test_of(params: DatasetParams, train: TrainParams, workspace: Workspace) ->
     return _Test(params, train, workspace, clips, labels, classes)
 
 
-def _load(paths: Sequence[Path], test: _Test) -> list[_Trained]:
-    """Load and check all networks before any of them works; a kind's second network gets a number."""
-    trained, seen = [], Counter[str]()
+def _load(paths: Sequence[Path], test: _Test) -> dict[str, Trained]:
+    """Load and check all networks before any of them works: by kind, a kind's second one with a number."""
+    trained: dict[str, Trained] = {}
+    seen = Counter[str]()
     for path in paths:
-        network, checkpoint = load_any_network(path)
-        kind = _KINDS.get(checkpoint.network)
-        if kind is None:
-            raise HarcacheError(
-                f"{path} holds the network '{checkpoint.network}', which the caches can't feed; "
-                f"expected one of {', '.join(_KINDS)}"
-            )
-        check_classes(path, checkpoint, test.classes, f"{test.params.name}'s '{test.train.protocol}'")
-        _check_protocol(path, checkpoint, test)
-        seen[kind] += 1
-        name = kind if seen[kind] == 1 else f"{kind}-{seen[kind]}"
-        trained.append(_Trained(name, kind, network.to(test.workspace.device).eval()))
+        one = load_trained(path, test.workspace.device)
+        check_classes(one, test.classes, f"{test.params.name}'s '{test.train.protocol}'")
+        _check_protocol(path, one.checkpoint, test)
+        seen[one.kind] += 1
+        trained[one.kind if seen[one.kind] == 1 else f"{one.kind}-{seen[one.kind]}"] = one
     return trained
 
 
@@ -208,24 +172,22 @@ def _check_protocol(path: Path, checkpoint: Checkpoint, test: _Test) -> None:
         )
 
 
-@torch.inference_mode()
-def _score(trained: _Trained, test: _Test) -> Scored:
-    """The sum of the heads' logits, averaged over the views of each clip, and what a view costs."""
+def _score(name: str, trained: Trained, test: _Test) -> Scored:
+    """The scores of each clip, averaged over its views, and what a view costs."""
     device = test.workspace.device
     samples = make_dataset(trained.kind, test.workspace, test.train, test.clips, False)
     loader = ClipLoader(samples, _BATCH, device=device)
     prepare: Callable[..., Batch] = partial(preparation(test.params), device=device)
     total = np.zeros((len(test.clips), len(test.classes)))
     shapes: list[torch.Size] = []
-    with progress(len(loader), f"evaluate {trained.name}", unit="batches") as bar:
+    with progress(len(loader), f"evaluate {name}", unit="batches") as bar:
         for batch in loader:
             ready = prepare(batch)
             shapes = shapes or [ready[name].shape[1:] for name in input_shapes(trained.network)]
-            scores = torch.stack(logits_of(trained.network, ready)).sum(0)
-            np.add.at(total, ready["index"].cpu().numpy(), scores.double().cpu().numpy())
+            np.add.at(total, ready["index"].cpu().numpy(), scores_of(trained.network, ready))
             bar.advance()
     cost = Cost(*count_cost(trained.network, shapes), measure_latency(trained.network, shapes), device)
-    return Scored(trained.name, total / test.train.evaluate.clips, cost)
+    return Scored(name, total / test.train.evaluate.clips, cost)
 
 
 def _with_fusion(scored: Sequence[Scored]) -> list[Scored]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 import torch
@@ -34,6 +34,7 @@ from pipeline.params import DatasetParams, RecipeParams, TrainParams, to_mapping
 from pipeline.progress import progress
 from stages import heatmap as heatmap_stage
 from stages import rgb as rgb_stage
+from stages.networks import Network, logits_of
 from stages.workspace import Workspace
 
 __all__ = [
@@ -48,8 +49,6 @@ __all__ = [
     "split_clips",
     "training_params",
 ]
-
-Network = Literal["pose", "rgb", "epam"]
 
 CHECKPOINT = "network.pt"
 _VALIDATIONS = 6  # times that the curves look at the test split
@@ -149,13 +148,6 @@ def make_dataset(
 def preparation(params: DatasetParams) -> Callable[..., Batch]:
     """Return ``cache.streaming.prepare`` for heatmaps as the dataset's are."""
     return partial(prepare, heatmap_size=params.heatmap.size, sigma=params.heatmap.sigma)
-
-
-def logits_of(network: nn.Module, batch: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return the logits of each head of the network, (B, classes): two of EPAM-Net, RGB first, else one."""
-    if isinstance(network, EPAMNet):
-        return list(network(batch["rgb"], batch["heatmaps"]))
-    return [network(batch["heatmaps" if isinstance(network, PoseXShiftNet) else "rgb"])]
 
 
 class _Learner(lightning.LightningModule):

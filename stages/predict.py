@@ -1,0 +1,259 @@
+"""Predict: what is done in videos that no stage has seen, by the functions that made the training's caches.
+
+A long video is cut into windows; all that is kept of it are boxes, keypoints and the windows' few crops.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache.streaming import Batch, prepare
+from models.epam_net import EPAMNet
+from pipeline.clips import read_classes
+from pipeline.datasets.layout import find_videos
+from pipeline.errors import HarcacheError
+from pipeline.params import DatasetParams, SampleParams, from_mapping
+from pipeline.progress import progress
+from pipeline.video import Probe, probe
+from stages.accuracy import softmax
+from stages.chain import Chain, Seen, read_samples
+from stages.networks import Trained, check_classes, load_trained, scores_of
+from stages.overlay import Shown, write_overlay
+from stages.workspace import Workspace
+
+__all__ = ["Options", "Predictor", "cut", "run", "videos_of"]
+
+_PASSES, _PASSES_WITH_OVERLAY = 3, 4
+
+
+@dataclass(frozen=True)
+class Options:
+    """How videos are looked at: ``window`` and ``stride`` in seconds, None for a video as one clip.
+
+    ``overlay`` is a video file, or a folder for several videos'; ``top`` is how many classes are told.
+    """
+
+    window: float | None = None
+    stride: float | None = None
+    top: int = 5
+    overlay: Path | None = None
+
+
+def run(
+    videos: Sequence[Path],
+    checkpoint: Path,
+    params: DatasetParams | None,
+    workspace: Workspace | None,
+    options: Options,
+    weights_dir: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Print what is done in ``videos``, files and folders of them; as one JSON document with ``as_json``.
+
+    ``params`` and ``workspace`` are the dataset's whose parameters and class names count; without them the
+    checkpoint's own do. Raises HarcacheError before any work for a checkpoint or options that can't be used,
+    and at the end, naming them, when videos failed.
+    """
+    paths = [path for given in videos for path in videos_of(given)]
+    overlays = _overlays(paths, options.overlay)
+    predictor = Predictor(checkpoint, params, workspace, weights_dir, device)
+    found, failed = [], []
+    for path, overlay in zip(paths, overlays, strict=True):
+        try:
+            found.append(predictor.predict(path, options, overlay))
+        except HarcacheError as error:
+            failed.append({"video": str(path), "error": str(error)})
+        else:
+            if not as_json:
+                print(_as_text(found[-1]))
+    if as_json:
+        print(json.dumps(predictor.about | {"videos": found, "failed": failed}, indent=1))
+    if failed:
+        listed = "; ".join(f"{one['video']}: {one['error']}" for one in failed)
+        raise HarcacheError(f"{len(failed)} of {len(paths)} videos failed: {listed}")
+
+
+def videos_of(given: Path) -> list[Path]:
+    """Return the videos below a folder, or the file itself; HarcacheError for a folder without videos."""
+    if not given.is_dir():
+        return [given]
+    found = [given / name for name in find_videos(given)]
+    if not found:
+        raise HarcacheError(
+            f"{given} holds no videos; give a file, or a folder with files such as .mp4 in it"
+        )
+    return found
+
+
+def cut(frames: int, fps: float, window: float | None, stride: float | None) -> list[tuple[int, int]]:
+    """Return the spans of a video, first frame and one past the last: the whole, or a window every stride.
+
+    ``window`` and ``stride`` (default: half a window) are seconds. The last window ends with the video; one
+    of a shorter video is the whole of it. Raises HarcacheError where the video's rate is not known.
+    """
+    if window is None:
+        return [(0, frames)]
+    if fps <= 0:
+        raise HarcacheError("does not say how many frames it shows a second; predict without a window")
+    length, step = (max(1, round(seconds * fps)) for seconds in (window, stride or window / 2))
+    starts = list(range(0, max(frames - length, 0) + 1, step))
+    if starts[-1] + length < frames:
+        starts.append(frames - length)
+    return [(start, min(start + length, frames)) for start in starts]
+
+
+class Predictor:
+    """A trained network with everything before it, loaded once for any number of videos."""
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        params: DatasetParams | None,
+        workspace: Workspace | None,
+        weights_dir: Path | None,
+        device: str,
+    ) -> None:
+        self._trained = load_trained(checkpoint, device)
+        self._params = params or _own_params(self._trained)
+        train = self._params.train
+        self._sample = train.sample if train else SampleParams()
+        self._views = train.evaluate.clips if train else 1
+        self._classes = _class_names(self._trained, self._params, workspace)
+        self._chain = Chain(self._params, weights_dir, device)
+        self._prepare = partial(
+            prepare, device=device, heatmap_size=self._params.heatmap.size, sigma=self._params.heatmap.sigma
+        )
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What every result rests on."""
+        return {
+            "checkpoint": str(self._trained.path),
+            "network": self._trained.checkpoint.network,
+            "dataset": self._params.name,
+        }
+
+    def predict(self, path: Path, options: Options, overlay: Path | None = None) -> dict[str, Any]:
+        """Return what is done in each window of a video, as JSON can hold it, and draw it where asked.
+
+        Raises HarcacheError for a video that can't be read, or not to its end.
+        """
+        video = probe(path)
+        try:
+            spans = cut(video.frames, video.fps, options.window, options.stride)
+        except HarcacheError as error:
+            raise HarcacheError(f"{path} {error}") from error
+        passes = _PASSES if overlay is None else _PASSES_WITH_OVERLAY
+        windows, shown = [], []
+        with progress(passes * video.frames, path.name, unit="frames") as bar:
+            seen = self._chain.look(path, video, spans, bar)
+            for one in read_samples(
+                path, video.frames, seen, self._trained.kind, self._params, self._sample, self._views, bar
+            ):
+                samples = {name: torch.stack([s[name] for s in one.samples]) for name in one.samples[0]}
+                ready = self._prepare(samples)
+                probabilities = softmax(scores_of(self._trained.network, ready).mean(0, keepdims=True))[0]
+                windows.append(self._window(one.seen, probabilities, video, options.top))
+                if overlay is not None:
+                    shown.append(Shown(one, windows[-1]["classes"], self._attention(ready)))
+            if overlay is not None:
+                write_overlay(overlay, path, video, shown, self._params.crop.min_score, bar)
+        return {"video": str(path), "seconds": _seconds(video.frames, video), "windows": windows}
+
+    def _window(self, seen: Seen, probabilities: np.ndarray, video: Probe, top: int) -> dict[str, Any]:
+        best = np.argsort(-probabilities, kind="stable")[:top]
+        return {
+            "start": _seconds(seen.start, video),
+            "end": _seconds(seen.end, video),
+            "frames": [seen.start, seen.end],
+            "persons": len(seen.boxes),
+            "crop": list(seen.crop),
+            "crop_source": seen.source,
+            "classes": [
+                {
+                    "label": int(label),
+                    "name": self._classes[label],
+                    "probability": float(probabilities[label]),
+                }
+                for label in best
+            ],
+        }
+
+    @torch.inference_mode()
+    def _attention(self, ready: Batch) -> np.ndarray | None:
+        """Where the first sample's RGB frames are looked at, (T, h, w) 0..1, by a network that says so."""
+        network = self._trained.network
+        if not isinstance(network, EPAMNet) or network.attention_module is None:
+            return None
+        maps = network.attention_map(ready["heatmaps"][:1], ready["rgb"].shape[2])
+        return maps[0].float().cpu().numpy()
+
+
+def _own_params(trained: Trained) -> DatasetParams:
+    content = trained.checkpoint.extra.get("dataset")
+    if not isinstance(content, Mapping):
+        raise HarcacheError(
+            f"{trained.path} does not say how the caches of its training were made; "
+            "give --dataset, the one of params.yaml that it was trained on"
+        )
+    try:
+        return from_mapping(content)
+    except HarcacheError as error:
+        raise HarcacheError(
+            f"{trained.path} was made with other parameters than this version has ({error}); give --dataset"
+        ) from error
+
+
+def _class_names(trained: Trained, params: DatasetParams, workspace: Workspace | None) -> Sequence[str]:
+    """The checkpoint's own, else the dataset's, which must be as many, else numbers."""
+    count = trained.checkpoint.config["num_classes"]
+    if trained.checkpoint.classes:
+        check_classes(trained, trained.checkpoint.classes, "its list of names")
+        return trained.checkpoint.classes
+    if workspace is None or not workspace.classes.is_file() or params.train is None:
+        return [str(number) for number in range(count)]
+    classes = read_classes(workspace.classes).get(params.train.protocol, [])
+    check_classes(trained, classes, f"{params.name}'s '{params.train.protocol}'")
+    return classes
+
+
+def _overlays(paths: Sequence[Path], overlay: Path | None) -> list[Path | None]:
+    """Return where each video's overlay goes; HarcacheError where two would be one file."""
+    if overlay is None:
+        return [None] * len(paths)
+    if overlay.suffix:
+        if len(paths) > 1:
+            raise HarcacheError(
+                f"--overlay {overlay} is one file for {len(paths)} videos; give a folder, without a suffix"
+            )
+        return [overlay]
+    files: list[Path | None] = [overlay / f"{path.stem}.mp4" for path in paths]
+    twice = [file for file, times in Counter(files).items() if times > 1]
+    if twice:
+        raise HarcacheError(f"{twice[0]} would be the overlay of two videos; predict them one by one")
+    return files
+
+
+def _seconds(frame: int, video: Probe) -> float | None:
+    return round(frame / video.fps, 3) if video.fps > 0 else None
+
+
+def _as_text(found: Mapping[str, Any]) -> str:
+    lines = [found["video"]]
+    for window in found["windows"]:
+        first, last = window["frames"]
+        when = f"frames {first} to {last - 1}"
+        if window["start"] is not None:
+            when = f"{window['start']:.1f} to {window['end']:.1f} s"
+        persons = {0: "nobody found", 1: "1 person"}.get(window["persons"], f"{window['persons']} persons")
+        lines.append(f"  {when}, {persons}")
+        lines += [f"    {one['probability']:>6.1%}  {one['name']}" for one in window["classes"]]
+    return "\n".join(lines)
