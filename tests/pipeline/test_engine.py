@@ -12,15 +12,15 @@ import pytest
 
 from pipeline.clips import Clip
 from pipeline.engine import Engine, Report
-from pipeline.errors import HarcacheError
+from pipeline.errors import HarcacheError, StandstillError
 from pipeline.plan import Unit
 from pipeline.progress import progress
 
 
-def _unit(part: int) -> Unit:
-    names = [f"clip{part}{letter}" for letter in "abcd"]
+def _unit(part: int, letters: str = "abcd") -> Unit:
+    names = [f"clip{part}{letter}" for letter in letters]
     clips = tuple(Clip(name, f"{name}.mp4", 0, 5, 240, 320, 30.0, 1, 1, "ff") for name in names)
-    return Unit(part, clips, ("1",) * 4)
+    return Unit(part, clips, ("1",) * len(clips))
 
 
 UNITS = [_unit(part) for part in range(6)]
@@ -43,13 +43,34 @@ def refuse(unit: Unit, folder: Path) -> Report:
     raise HarcacheError("weights demo are missing; fetch them")
 
 
-def exit_on_1_and_be_killed_on_3(unit: Unit, folder: Path) -> Report:
+def die_of_two_clips(unit: Unit, folder: Path) -> Report:
     with (folder / f"tries-{unit.part}").open("a") as file:
         file.write("x")
-    if unit.part == 1:
+    given_up = dict(unit.given_up)
+    clips = [clip.id for clip in unit.clips if clip.id not in given_up]
+    if "clip1b" in clips:
         os._exit(3)
-    if unit.part == 3:
+    if "clip3a" in clips:
         os.kill(os.getpid(), signal.SIGKILL)
+    return Report(unit.part, ok=len(clips), failed=len(given_up))
+
+
+def hang_with_one_clip(unit: Unit, folder: Path) -> Report:
+    given_up = dict(unit.given_up)
+    if any(clip.id == "clip2b" and clip.id not in given_up for clip in unit.clips):
+        time.sleep(600)
+    return Report(unit.part, ok=len(unit.clips) - len(given_up), failed=len(given_up))
+
+
+def be_slow(unit: Unit, folder: Path) -> Report:
+    time.sleep(0.35 * len(unit.clips))
+    return count(unit, folder)
+
+
+def find_no_room(unit: Unit, folder: Path) -> Report:
+    if unit.part == 3:
+        raise StandstillError("x.h5 could not be written: no space left on device; make room")
+    time.sleep(0.1)
     return count(unit, folder)
 
 
@@ -125,16 +146,45 @@ def test_an_error_meant_for_the_user_keeps_its_words_and_shows_no_traceback(
     assert "Traceback" not in caplog.text and "clip5a" in caplog.text
 
 
-def test_units_that_kill_their_workers_are_tried_twice_and_named_and_stop_no_others(
+def test_a_clip_that_kills_its_worker_whenever_it_is_tried_is_given_up_and_stops_no_other(
+    cluster: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    units = [_unit(0), _unit(1, "ab"), _unit(2), _unit(3, "a")]
+    reports = cluster.run(die_of_two_clips, units, tmp_path, "detect")
+    assert [(report.ok, report.failed) for report in reports] == [(4, 0), (1, 1), (4, 0), (0, 1)]
+    # Whole, whole again, clip by clip, and what is left; a single clip is not tried a third time.
+    assert [len((tmp_path / f"tries-{part}").read_text()) for part in (1, 3)] == [5, 3]
+    assert "detect: part 1 was lost with its worker process" in caplog.text
+    for clip in ("clip1b", "clip3a"):
+        assert f"detect: clip {clip}: its worker process died while it was tried by itself" in caplog.text
+
+
+def test_a_unit_over_its_time_is_ended_and_the_clip_that_hangs_is_given_up(
+    cluster: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with _beside(cluster, tmp_path, unit_timeout=1.5) as engine:
+        reports = engine.run(hang_with_one_clip, [_unit(1, "ab"), _unit(2, "abc")], tmp_path, "detect")
+    assert [(report.ok, report.failed) for report in reports] == [(2, 0), (2, 1)]
+    assert "detect: part 2: took longer than 1.5 s (--unit-timeout), so its process was ended" in caplog.text
+    assert "detect: clip clip2b: took longer than 1.5 s" in caplog.text
+    assert "clip2a" not in caplog.text
+
+
+def test_a_unit_that_is_only_slow_is_made_from_clips_that_each_have_the_whole_time(
     cluster: Engine, tmp_path: Path
 ) -> None:
-    with pytest.raises(HarcacheError, match="2 of 6 parts could not be made") as caught:
-        cluster.run(exit_on_1_and_be_killed_on_3, UNITS, tmp_path, "detect")
-    for part in (1, 3):
-        assert f"part {part} (clips clip{part}a" in str(caught.value)
-        assert (tmp_path / f"tries-{part}").read_text() == "xx"
-    assert "its worker process died twice" in str(caught.value)
-    assert {"0", "2", "4", "5"} < {p.name for p in tmp_path.iterdir()}
+    with _beside(cluster, tmp_path, unit_timeout=1) as engine:
+        (report,) = engine.run(be_slow, UNITS[:1], tmp_path, "detect")
+    assert report == Report(0, ok=3, failed=1, frames=20, seconds={"decode": 0.5})
+
+
+def test_after_what_every_unit_would_meet_none_is_begun(engine: Engine, tmp_path: Path) -> None:
+    units = [_unit(part) for part in range(200)]
+    with pytest.raises(
+        HarcacheError, match=r"1 of 200 parts could not be made, and \d+ were not begun\. part 3 "
+    ):
+        engine.run(find_no_room, units, tmp_path, "rgb")
+    assert 3 <= len(list(tmp_path.iterdir())) < 30
 
 
 def test_a_unit_whose_worker_dies_once_is_done_by_another_and_the_rest_is_not_done_again(
@@ -152,7 +202,7 @@ def test_a_unit_whose_worker_dies_once_is_done_by_another_and_the_rest_is_not_do
 def test_a_worker_that_dies_again_much_later_is_still_replaced(tmp_path: Path) -> None:
     with Engine(workers=1) as engine:
         with pytest.raises(HarcacheError, match="its worker process died twice"):
-            engine.run(die_again_after_15_seconds, UNITS[:1], tmp_path, "detect")
+            engine.run(die_again_after_15_seconds, [_unit(0, "a")], tmp_path, "detect")
         time.sleep(1)
         assert len(engine.run(count, UNITS, tmp_path, "detect")) == 6
 
@@ -164,10 +214,15 @@ def test_workers_share_the_cores_among_them(cluster: Engine, tmp_path: Path) -> 
     assert report.ok == max(1, CPU_COUNT // 2)
 
 
-def test_a_running_scheduler_is_used_by_its_address(cluster: Engine, tmp_path: Path) -> None:
-    cluster.run(count, UNITS[:1], tmp_path, "detect")
+def _beside(cluster: Engine, folder: Path, **options: Any) -> Engine:
+    """A second engine, with the workers of the first."""
+    cluster.run(count, UNITS[:1], folder, "detect")
     assert cluster._client is not None
-    with Engine(scheduler=cluster._client.scheduler.address) as second:
+    return Engine(scheduler=cluster._client.scheduler.address, **options)
+
+
+def test_a_running_scheduler_is_used_by_its_address(cluster: Engine, tmp_path: Path) -> None:
+    with _beside(cluster, tmp_path) as second:
         assert len(second.run(count, UNITS[1:], tmp_path, "detect")) == 5
     assert len(cluster.run(count, UNITS[:1], tmp_path, "detect")) == 1
 
