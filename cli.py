@@ -26,6 +26,7 @@ _STAGES = {
 }
 # The others need not wait until PyTorch is loaded.
 _ON_DEVICE = ("detect", "pose", "train", "evaluate")
+_ON_WORKERS = ("detect", "pose")
 
 
 class _Group(click.Group):
@@ -83,9 +84,22 @@ def _stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=int,
             envvar="HARCACHE_WORKERS",
             show_envvar=True,
-            help="Processes; 0: none beside this one. [default: one a core]",
+            help="Processes; 0: none beside this one. [default: one a core, or one a GPU]",
         ),
-        click.option("--scheduler", help="Address of a running Dask scheduler."),
+        click.option(
+            "--scheduler",
+            envvar="HARCACHE_SCHEDULER",
+            show_envvar=True,
+            help="Address of a running Dask scheduler, or slurm: have SLURM start the workers.",
+        ),
+        click.option(
+            "--unit-timeout",
+            type=click.FloatRange(0, min_open=True),
+            envvar="HARCACHE_UNIT_TIMEOUT",
+            show_envvar=True,
+            metavar="SECONDS",
+            help="End the worker of a part that takes longer, and find the clip that hangs. [default: never]",
+        ),
         click.option(
             "--max-failed", type=click.FloatRange(0, 1), default=0.01, help="Part of the clips that may fail."
         ),
@@ -104,10 +118,12 @@ def _run(
     device: str | None,
     workers: int | None,
     scheduler: str | None,
+    unit_timeout: float | None,
     entry: str = "run",
     **options: Any,
 ) -> None:
     """Run ``stages.<stage>.<entry>(*what, params, workspace, engine)`` while holding the dataset's lock."""
+    from pipeline.clusters import scheduler_address
     from pipeline.engine import Engine
     from pipeline.params import load_params
     from pipeline.parts import dataset_lock
@@ -118,11 +134,16 @@ def _run(
         # Else a killed `dvc repro` leaves its command behind, which holds the dataset.
         end_with_parent()
     params = load_params("params.yaml", dataset=dataset)
-    if stage in _ON_DEVICE:
+    on_workers = stage in _ON_WORKERS and workers != 0
+    if on_workers and scheduler_address(scheduler):
+        # This machine need not have what its workers have.
+        options["device"] = device or "auto"
+    elif stage in _ON_DEVICE:
         options["device"] = choose_device(device)
+    used = options["device"] if on_workers else "cpu"
     workspace = Workspace.under(Path(), dataset, videos, **options)
     run = getattr(importlib.import_module(f"stages.{stage}"), entry)
-    with dataset_lock(workspace.data), Engine(workers, scheduler) as engine:
+    with dataset_lock(workspace.data), Engine(workers, scheduler, used, unit_timeout) as engine:
         run(*what, params, workspace, engine)
 
 

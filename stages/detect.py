@@ -30,7 +30,7 @@ from stages.building import (
     ended,
     finish,
 )
-from stages.workspace import Workspace
+from stages.workspace import Workspace, choose_device
 
 __all__ = ["Context", "find_persons", "process", "run"]
 
@@ -93,4 +93,4 @@ def _detect(clip: Clip, context: Context, detector: Detector, timer: Timer) -> l
 @lru_cache(maxsize=1)
 def _detector(context: Context) -> Detector:
     # One network a process: loading it costs more than a unit's work.
-    return load_detector(context.params, context.weights_dir, context.device)
+    return load_detector(context.params, context.weights_dir, choose_device(context.device))

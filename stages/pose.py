@@ -33,7 +33,7 @@ from stages.building import (
     parts_of,
 )
 from stages.tracking import link_persons
-from stages.workspace import Workspace
+from stages.workspace import Workspace, choose_device
 
 __all__ = ["Context", "estimate_poses", "linked_poses", "process", "rows_of", "run"]
 
@@ -151,4 +151,4 @@ def _estimate(
 @lru_cache(maxsize=1)
 def _estimator(context: Context) -> PoseEstimator:
     # One network a process: loading it costs more than a unit's work.
-    return load_pose_estimator(context.params, context.weights_dir, context.device)
+    return load_pose_estimator(context.params, context.weights_dir, choose_device(context.device))

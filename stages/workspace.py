@@ -6,7 +6,7 @@ One place knows the names of files, so that stages agree on them and dvc.yaml ca
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import HarcacheError
+from pipeline.errors import StandstillError
 
 __all__ = ["Workspace", "choose_device"]
 
@@ -90,19 +90,19 @@ class Workspace:
 
 
 def choose_device(name: str | None) -> str:
-    """Return ``name``, or for None the GPU if there is one.
+    """Return ``name``, or for None and "auto" the GPU if there is one.
 
-    Raises HarcacheError for a device that PyTorch can't use here.
+    Raises StandstillError for a device that PyTorch can't use here.
     """
     import torch
 
-    if name is None:
+    if name in (None, "auto"):
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise HarcacheError(
+        raise StandstillError(
             f"device '{name}' can't be used ({reason}); give cpu, or leave --device out"
         ) from error
     return name
