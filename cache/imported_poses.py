@@ -122,7 +122,7 @@ class _Tables:
 
     def _flush(self) -> None:
         for name, waiting in self._waiting.items():
-            rows = np.concatenate(waiting)
+            rows = np.concatenate(waiting) if waiting else self._file[name][:0]
             if name in self._file:
                 table = self._file[name]
                 before = len(table)
