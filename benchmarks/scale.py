@@ -38,6 +38,7 @@ __all__ = ["as_table", "measure"]
 _PART = 16
 _ROUNDS = 3
 _SHARDS = 400
+_INDEXED = 16_000  # videos; about as many as Toyota Smarthome has
 # Rows of a shard and arrays, as the README proposes for real data.
 _STORES: Mapping[str, tuple[int, tuple[ArraySpec, ...]]] = {
     "rgb.zarr": (8192, (ArraySpec("frames", (224, 224, 3), "uint8", "jpeg"),)),
@@ -57,15 +58,17 @@ _TITLES = {
 
 
 def measure(clips: int, shards: int = _SHARDS) -> dict[str, float]:
-    """Return seconds and bytes of opening, sampling and planning, and the seconds of a `dvc repro`.
+    """Return seconds and bytes of indexing, opening, sampling and planning, and the seconds of a `dvc repro`.
 
     ``<task>.seconds`` and ``<task>.bytes`` (peak beyond a process that has loaded its modules) are for
     ``clips`` clips, the same with ``.part`` for a sixteenth of them; ``<task>.growth`` is the exponent
-    between the two times, where 1 is linear. ``repro.seconds`` is a `dvc repro` that finds nothing to do but
-    look at the videos, over stores of ``shards`` shards each. Raises HarcacheError in a folder without
-    dvc.yaml and params.yaml.
+    between the two times, where 1 is linear. ``index.…`` are of the whole command, for ``index.clips`` small
+    videos; ``index.again.seconds`` where nothing changed since. ``repro.seconds`` is a `dvc repro` that finds
+    nothing to do but look at the videos, over stores of ``shards`` shards each. Raises HarcacheError in a
+    folder without dvc.yaml and params.yaml.
     """
     results = {"clips": float(clips), "repro.seconds": _time_repro(shards), "repro.shards": float(shards)}
+    results |= _index_costs(min(clips, _INDEXED))
     with tempfile.TemporaryDirectory() as name:
         for size, suffix in ((clips // _PART, ".part"), (clips, "")):
             folder = Path(name) / str(size)
@@ -90,6 +93,12 @@ def as_table(results: Mapping[str, float]) -> str:
             f"{title}: {seconds:.3f} s ({part:.3f} s), {more:.0f} MiB more memory ({more_part:.0f} MiB); "
             f"time grows as clips to the power of {results[f'{task}.growth']:.2f}"
         )
+    first, again = results["index.seconds"], results["index.again.seconds"]
+    whole, part_mib = (results[f"index.bytes{suffix}"] / 2**20 for suffix in ("", ".part"))
+    lines.append(
+        f"indexing {results['index.clips']:.0f} small videos: {first:.1f} s, again {again:.1f} s; peak "
+        f"{whole:.0f} MiB ({part_mib:.0f} MiB for a sixteenth of them)"
+    )
     shards = results["repro.shards"]
     lines.append(
         f"dvc repro with nothing to do, {shards:.0f} shards a store: {results['repro.seconds']:.1f} s"
@@ -216,6 +225,43 @@ def _peak() -> int:
     return int(found[1]) * 1024
 
 
+def _index_costs(clips: int) -> dict[str, float]:
+    """Run `harcache index` over so many videos of 64x48 pixels and 48 frames, and a sixteenth of them."""
+    results = {"index.clips": float(clips)}
+    with tempfile.TemporaryDirectory() as name:
+        source = Path(name) / "source.mp4"
+        rng = np.random.default_rng(0)
+        write_video(source, [rng.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(48)], fps=30)
+        for size, suffix in ((clips // _PART, ".part"), (clips, "")):
+            project = Path(name) / str(size)
+            _write_params(project)
+            for number in range(size):
+                video = project / "videos" / "demo" / str(number % 20) / f"{number}.mp4"
+                video.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, video)
+            seconds, peak = _costs_of_index(project)
+            again, _ = _costs_of_index(project)
+            results |= {f"index.seconds{suffix}": seconds, f"index.bytes{suffix}": float(peak)}
+            results[f"index.again.seconds{suffix}"] = again
+    return results
+
+
+def _costs_of_index(project: Path) -> tuple[float, int]:
+    begun = perf_counter()
+    with subprocess.Popen(
+        ["harcache", "index", "demo"],
+        cwd=project,
+        env=_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as child:
+        # Of this child alone; the resource module tells the largest of all.
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 0
+    return perf_counter() - begun, usage.ru_maxrss * 1024
+
+
 def _time_repro(shards: int) -> float:
     with tempfile.TemporaryDirectory() as name:
         project = Path(name) / "project"
@@ -233,15 +279,10 @@ _COMMITTED = ("detect", "pose", "crop", "heatmap", "rgb")
 
 def _make_project(project: Path, shards: int) -> None:
     """Make a project that DVC holds for built: one video, and stores of so many shards, all tiny."""
-    for name in ("dvc.yaml", "params.yaml"):
-        if not Path(name).is_file():
-            raise HarcacheError(f"{name} is not here; run the benchmark in the project's folder")
+    _write_params(project)
     data = project / "data" / "demo"
     for folder in ("detections", "poses", "failures", "counts"):
         (data / folder).mkdir(parents=True)
-    params: dict[str, Any] = yaml.safe_load(Path("params.yaml").read_text())
-    params["datasets"] = {"demo": params["datasets"]["demo"] | {"index": {"layout": "folder"}}}
-    (project / "params.yaml").write_text(yaml.safe_dump(params | {"training": {}}))
     for name in ("dvc.yaml", ".dvcignore"):
         shutil.copy(name, project / name)
     _touch(project / "models" / "weights" / "weights.pt")
@@ -263,20 +304,31 @@ def _make_project(project: Path, shards: int) -> None:
     _dvc(project, "commit", "--force", *(f"{stage}@demo" for stage in _COMMITTED))
 
 
+def _write_params(project: Path) -> None:
+    """Write the parameters of one dataset, whose videos lie in class folders."""
+    for name in ("dvc.yaml", "params.yaml"):
+        if not Path(name).is_file():
+            raise HarcacheError(f"{name} is not here; run the benchmark in the project's folder")
+    params: dict[str, Any] = yaml.safe_load(Path("params.yaml").read_text())
+    params["datasets"] = {"demo": params["datasets"]["demo"] | {"index": {"layout": "folder"}}}
+    project.mkdir(parents=True, exist_ok=True)
+    (project / "params.yaml").write_text(yaml.safe_dump(params | {"training": {}}))
+
+
 def _touch(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(path.name.encode())
 
 
-def _dvc(project: Path, *arguments: str) -> str:
+def _environment() -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("HARCACHE_")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return own | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
+
+
+def _dvc(project: Path, *arguments: str) -> str:
     done = subprocess.run(
-        ["dvc", *arguments],
-        cwd=project,
-        env=own | {"PATH": path, "DVC_NO_ANALYTICS": "1"},
-        capture_output=True,
-        text=True,
+        ["dvc", *arguments], cwd=project, env=_environment(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -16,8 +16,11 @@ def test_what_grows_with_the_clips_is_measured_at_two_sizes(monkeypatch: pytest.
     assert all(value >= 0 for name, value in results.items() if not name.endswith(".growth"))
     for task in ("open", "sample", "plan"):
         assert {f"{task}.{kind}" for kind in ("seconds", "seconds.part", "bytes", "growth")} <= results.keys()
+    assert results["index.clips"] == 320
+    assert results["index.bytes.part"] > 0
     table = scale.as_table(results).splitlines()
     assert table[0] == f"320 clips, {results['rows'] / 1e6:.1f} million rows (and 20 clips):"
+    assert table[-2].startswith("indexing 320 small videos: ")
     assert table[-1].startswith("dvc repro with nothing to do, 3 shards a store: ")
 
 
