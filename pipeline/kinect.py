@@ -21,6 +21,7 @@ _UTD_JOINTS, _UTD_VARIABLE = 20, "d_skel"
 # Some of NTU's bodies are no persons: seen in few frames, or in most frames wider than people are.
 _SHORT = 11  # frames
 _WIDEST, _MOSTLY = 0.8, 0.69754  # width by height; part of the frames
+_MOST = 100_000  # bodies times frames, 240 MB; NTU's largest recordings have some thousands
 _NTU_NAME = re.compile(r"S\d{3}C\d{3}P\d{3}R\d{3}A\d{3}")
 _ADVICE = "get the file anew or remove it"
 
@@ -87,6 +88,10 @@ def _read_ntu(path: Path) -> Skeletons:
             if bodies.setdefault(body, {}).setdefault(frame, values) is not values:
                 raise lines.error(f"body {body} comes twice in frame {frame}")
     lines.end(frames)
+    if len(bodies) * frames > _MOST:
+        raise HarcacheError(
+            f"{path} has {len(bodies)} bodies in {frames} frames, which no sensor sees; {_ADVICE}"
+        )
     tracks = [_track(seen, frames) for seen in bodies.values()]
     persons = _joined(_without_noise(sorted(filter(_seen, tracks), key=_presence)))
     joints = np.array(persons).reshape(-1, frames, _NTU_JOINTS, _NTU_COLUMNS)
@@ -189,7 +194,7 @@ class _Lines:
 
     def count(self, what: str) -> int:
         (text,) = self._take(1)
-        if not text.strip().isdigit():
+        if not re.fullmatch(r"\s*\d{1,9}\s*", text):
             raise self.error(f"the number of {what} is {text[:40]!r}")
         return int(text)
 
