@@ -4,6 +4,7 @@ A long video is cut into windows; all that is kept of it are boxes, keypoints an
 """
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def run(
 
     ``params`` and ``workspace`` are the dataset's whose parameters and class names count; without them the
     checkpoint's own do. Raises HarcacheError before any work for a checkpoint or options that can't be used,
-    and at the end, naming them, when videos failed.
+    and at the end when videos failed, each of which is named on stderr at once.
     """
     paths = [path for given in videos for path in videos_of(given)]
     overlays = _overlays(paths, options.overlay)
@@ -71,14 +72,14 @@ def run(
             found.append(predictor.predict(path, options, overlay))
         except HarcacheError as error:
             failed.append({"video": str(path), "error": str(error)})
+            print(f"failed: {error}", file=sys.stderr, flush=True)
         else:
             if not as_json:
                 print(_as_text(found[-1]))
     if as_json:
         print(json.dumps(predictor.about | {"videos": found, "failed": failed}, indent=1))
     if failed:
-        listed = "; ".join(f"{one['video']}: {one['error']}" for one in failed)
-        raise HarcacheError(f"{len(failed)} of {len(paths)} videos failed: {listed}")
+        raise HarcacheError(f"{len(failed)} of {len(paths)} videos failed, for the reasons above")
 
 
 def videos_of(given: Path) -> list[Path]:
