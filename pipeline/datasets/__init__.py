@@ -4,6 +4,7 @@ A layout reads names and tables, never videos, so that scanning a large dataset 
 """
 
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 
 from pipeline.datasets.demo import scan_demo
@@ -27,6 +28,13 @@ LAYOUTS: dict[str, Callable[[Path, IndexParams], Scan]] = {
     "toyota_smarthome": scan_toyota_smarthome,
     "utd_mhad": scan_utd_mhad,
 }
+# What each layout takes of the parameters; what it does not take would be ignored without a word.
+_FOLDER = ("table", "test_ratio", "val_ratio", "seed", "test_subjects", "val_subjects", "group_pattern")
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "folder": _FOLDER,
+    "ntu60": ("missing_skeletons",),
+    "ntu120": ("missing_skeletons",),
+}
 
 
 def scan(layout: str, root: Path, params: IndexParams) -> Scan:
@@ -36,14 +44,22 @@ def scan(layout: str, root: Path, params: IndexParams) -> Scan:
     """
     if layout not in LAYOUTS:
         raise HarcacheError(f"layout '{layout}' is unknown. {did_you_mean(layout, LAYOUTS)}")
+    _check_options(layout, params)
     if not root.is_dir():
         raise HarcacheError(f"{root} is not a folder: put the dataset's videos there")
     found = LAYOUTS[layout](root, params)
+    # No table could hold a name that is not UTF-8.
+    left_out = tuple((path.encode(errors="backslashreplace").decode(), why) for path, why in found.left_out)
     if not found.entries:
-        first = (
-            f" ({len(found.left_out)} left out, first: {' '.join(found.left_out[0])})"
-            if found.left_out
-            else ""
-        )
+        first = f" ({len(left_out)} left out, first: {' '.join(left_out[0])})" if left_out else ""
         raise HarcacheError(f"{root} has no videos for the layout '{layout}'{first}: check folder and layout")
-    return found
+    return replace(found, left_out=left_out)
+
+
+def _check_options(layout: str, params: IndexParams) -> None:
+    taken = ("layout", *_OPTIONS.get(layout, ()))
+    for field in fields(params):
+        if field.name not in taken and getattr(params, field.name) != field.default:
+            raise HarcacheError(
+                f"index.{field.name} does nothing in the layout '{layout}': remove it from params.yaml"
+            )

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from pipeline.clips import fingerprint
-from pipeline.datasets.layout import Entry, Scan, distinct, find_videos
+from pipeline.datasets.layout import Entry, Scan, distinct, find_videos, is_utf8
 from pipeline.errors import HarcacheError, did_you_mean
 from pipeline.params import IndexParams
 
@@ -54,7 +54,8 @@ def scan_folder(root: Path, params: IndexParams) -> Scan:
 
 def _class_folders(root: Path) -> list[dict[str, str]]:
     def row(video: str) -> dict[str, str]:
-        folders = PurePosixPath(video).parts[:-1]
+        # A path that is not UTF-8 is left out later, and its folder is no class.
+        folders = PurePosixPath(video).parts[:-1] if is_utf8(video) else ()
         return {"path": video, "label": folders[0] if folders else ""}
 
     return [row(video) for video in find_videos(root)]
@@ -66,27 +67,27 @@ def _read_table(root: Path, table: str) -> list[dict[str, str]]:
         raise HarcacheError(f"{path} is missing: expected a CSV table there, or no 'table' in params.yaml")
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, strict=True, skipinitialspace=True)
-        columns = [name.strip() for name in reader.fieldnames or ()]
-        if "path" not in columns:
-            raise HarcacheError(
-                f"{path} has no column 'path' in its first line: expected path,label[,split,subject,group,"
-                f"start,end]. Columns found: {', '.join(columns) or 'none'}"
-            )
-        reader.fieldnames = columns
-        return _checked_rows(path, reader)
+        try:
+            columns = [name.strip() for name in reader.fieldnames or ()]
+            if "path" not in columns:
+                raise HarcacheError(
+                    "no column 'path': expected path,label[,split,subject,group,start,end]. Columns found: "
+                    f"{', '.join(columns) or 'none'}"
+                )
+            reader.fieldnames = columns
+            return _checked_rows(reader)
+        except (HarcacheError, csv.Error, UnicodeDecodeError) as error:
+            raise HarcacheError(f"{path}, line {max(reader.line_num, 1)}: {error}") from error
 
 
-def _checked_rows(path: Path, reader: csv.DictReader) -> list[dict[str, str]]:
+def _checked_rows(reader: csv.DictReader) -> list[dict[str, str]]:
     rows: dict[tuple[str, ...], dict[str, str]] = {}
-    try:
-        for raw in reader:
-            row = _checked_row(raw)
-            place = row["path"], row.get("start", ""), row.get("end", "")
-            if place in rows:
-                raise HarcacheError(f"{row['path']} is listed twice: expected every clip once")
-            rows[place] = row
-    except (HarcacheError, csv.Error, UnicodeDecodeError) as error:
-        raise HarcacheError(f"{path}, line {reader.line_num}: {error}") from error
+    for raw in reader:
+        row = _checked_row(raw)
+        place = row["path"], row.get("start", ""), row.get("end", "")
+        if place in rows:
+            raise HarcacheError(f"{row['path']} is listed twice: expected every clip once")
+        rows[place] = row
     return list(rows.values())
 
 
@@ -95,8 +96,8 @@ def _checked_row(raw: Mapping[str, str | None]) -> dict[str, str]:
         raise HarcacheError("wrong number of columns: expected as many as in the first line")
     row = {name: (text or "").strip() for name, text in raw.items()}
     video = PurePosixPath(row["path"])
-    if not video.name or video.is_absolute() or ".." in video.parts:
-        raise HarcacheError(f"path '{row['path']}': expected a path under the folder of videos, without '..'")
+    if not video.name or video.is_absolute() or ".." in video.parts or "\0" in row["path"]:
+        raise HarcacheError(f"path {row['path']!r}: expected a path under the folder of videos, without '..'")
     if row.get("split") and row["split"] not in _SPLITS:
         raise HarcacheError(f"split '{row['split']}' is unknown. {did_you_mean(row['split'], _SPLITS)}")
     for name in _WHOLE_NUMBERS:

@@ -8,7 +8,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["VIDEO_SUFFIXES", "Entry", "Scan", "distinct", "find_files", "find_videos", "scan_names"]
+__all__ = [
+    "VIDEO_SUFFIXES",
+    "Entry",
+    "Scan",
+    "distinct",
+    "find_files",
+    "find_videos",
+    "is_utf8",
+    "scan_names",
+]
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".wmv"})
 
@@ -82,14 +91,22 @@ def distinct(entries: Iterable[Entry]) -> tuple[tuple[Entry, ...], tuple[tuple[s
     kept: dict[str, Entry] = {}
     left_out = []
     for entry in sorted(entries, key=lambda e: (e.id, e.video)):
-        readable = entry.video.encode(errors="backslashreplace").decode()
-        if readable != entry.video:
-            left_out.append((readable, "file name is not UTF-8; rename it"))
+        if not is_utf8(entry.video):
+            left_out.append((entry.video, "file name is not UTF-8; rename it"))
             continue
         first = kept.setdefault(entry.id, entry)
         if first is not entry:
             left_out.append((entry.video, f"has the id {entry.id} of {first.video}; rename one of them"))
     return tuple(kept.values()), tuple(left_out)
+
+
+def is_utf8(path: str) -> bool:
+    """Tell whether a path that the system gave can be written in a table."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:

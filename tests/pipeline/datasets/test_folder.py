@@ -84,11 +84,12 @@ def test_labels_that_are_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,label\na.mp4,x\n", "no column 'path'.*Columns found: file, label"),
-        ("", "no column 'path'.*Columns found: none"),
+        ("file,label\na.mp4,x\n", "line 1: no column 'path'.*Columns found: file, label"),
+        ("", "line 1: no column 'path'.*Columns found: none"),
         ("path,label\na.mp4,x\na.mp4,y\n", "line 3: a.mp4 is listed twice"),
         ("path,label\n../a.mp4,x\n", "line 2: path '../a.mp4': expected a path under the folder"),
         ("path,label\n/a.mp4,x\n", "line 2: path '/a.mp4': expected a path under the folder"),
+        ("path,label\na\0.mp4,x\n", "line 2: path 'a.*': expected a path under the folder"),
         ("path,label\n,x\n", "line 2: path '': expected a path under the folder"),
         ("path,label\na.mp4\n", "line 2: wrong number of columns"),
         ("path,label\na.mp4,x,y\n", "line 2: wrong number of columns"),
@@ -102,6 +103,13 @@ def test_labels_that_are_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
 def test_a_wrong_table_is_an_error_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(HarcacheError, match=message):
         _table(tmp_path, text)
+
+
+@pytest.mark.parametrize("content", [b"path,label\na.mp4,\xff\n", bytes(range(256)) * 40])
+def test_a_table_that_is_no_text_is_an_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "clips.csv").write_bytes(content)
+    with pytest.raises(HarcacheError, match=r"clips\.csv, line 1: "):
+        scan_folder(tmp_path, IndexParams("folder", table="clips.csv"))
 
 
 def test_a_missing_table_is_an_error(tmp_path: Path) -> None:
@@ -260,10 +268,13 @@ def test_two_videos_of_one_id_are_not_mixed_up(tmp_path: Path) -> None:
 
 def test_a_name_that_is_not_utf8_is_left_out(tmp_path: Path) -> None:
     _touch(tmp_path, "run/a.mp4")
+    _touch(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), "b.mp4")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/run/caf\xe9.mp4")).touch()
     found = scan("folder", tmp_path, IndexParams("folder"))
     assert [e.video for e in found.entries] == ["run/a.mp4"]
-    assert found.left_out == (("run/caf\\udce9.mp4", "file name is not UTF-8; rename it"),)
+    assert found.classes == {"default": ("run",)}
+    why = "file name is not UTF-8; rename it"
+    assert found.left_out == (("caf\\udce9/b.mp4", why), ("run/caf\\udce9.mp4", why))
 
 
 def test_an_empty_or_missing_folder_is_an_error(tmp_path: Path) -> None:
@@ -277,3 +288,10 @@ def test_an_empty_or_missing_folder_is_an_error(tmp_path: Path) -> None:
 def test_an_unknown_layout_is_an_error_with_the_nearest_name(tmp_path: Path) -> None:
     with pytest.raises(HarcacheError, match=r"layout 'foldr' is unknown\. Did you mean 'folder'"):
         scan("foldr", tmp_path, IndexParams("foldr"))
+
+
+def test_a_parameter_that_the_layout_does_not_take_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(
+        HarcacheError, match=r"index\.test_ratio does nothing in the layout 'ntu60': remove it"
+    ):
+        scan("ntu60", tmp_path, IndexParams("ntu60", test_ratio=0.3))
