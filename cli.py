@@ -6,7 +6,9 @@ Modules are imported by the command that needs them, so that help and errors com
 import importlib
 import json
 import os
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +122,16 @@ def _run(
     scheduler: str | None,
     unit_timeout: float | None,
     entry: str = "run",
+    how: dict[str, Any] | None = None,
     **options: Any,
-) -> None:
-    """Run ``stages.<stage>.<entry>(*what, params, workspace, engine)`` while holding the dataset's lock."""
+) -> Any:
+    """Run ``stages.<stage>.<entry>(*what, params, workspace, engine)`` while holding the dataset's lock.
+
+    ``how`` is passed on as the stage's ``How``, where it has one. Returns what the stage does.
+    """
     from pipeline.clusters import scheduler_address
     from pipeline.engine import Engine
     from pipeline.params import load_params
-    from pipeline.parts import dataset_lock
     from pipeline.processes import end_with_parent
     from stages.workspace import Workspace, choose_device
 
@@ -142,9 +147,18 @@ def _run(
         options["device"] = choose_device(device)
     used = options["device"] if on_workers else "cpu"
     workspace = Workspace.under(Path(), dataset, videos, **options)
-    run = getattr(importlib.import_module(f"stages.{stage}"), entry)
-    with dataset_lock(workspace.data), Engine(workers, scheduler, used, unit_timeout) as engine:
-        run(*what, params, workspace, engine)
+    module = importlib.import_module(f"stages.{stage}")
+    more = {} if how is None else {"how": module.How(workers=workers or None, **how)}
+    with _lock(stage, workspace.data), Engine(workers, scheduler, used, unit_timeout) as engine:
+        return getattr(module, entry)(*what, params, workspace, engine, **more)
+
+
+def _lock(stage: str, data: Path) -> AbstractContextManager[None]:
+    """Return the dataset's lock; of processes that train together the first holds it for all."""
+    from pipeline.parts import dataset_lock
+
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    return nullcontext() if stage == "train" and rank != "0" else dataset_lock(data)
 
 
 def _add_stage(name: str, text: str) -> None:
@@ -161,12 +175,25 @@ for _name, _text in _STAGES.items():
 @main.command()
 @click.argument("network", type=click.Choice(["pose", "rgb", "epam"]))
 @_stage_options
-def train(network: str, **options: Any) -> None:
+@click.option("--compile", "compiled", is_flag=True, help="Compile the network; rounds otherwise.")
+@click.option("--save-every", type=click.FloatRange(0), default=60, help="Seconds between states on disk.")
+@click.option("--anew", is_flag=True, help="Start again, whatever state is there.")
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files as well.")
+def train(
+    network: str, compiled: bool, save_every: float, anew: bool, tensorboard: bool, **options: Any
+) -> None:
     """Train a NETWORK from the caches: the pose stream, the RGB stream, or EPAM-Net from both.
+
+    Stopped by whatever, it goes on from its last saved step when it is called again; SIGTERM has it finish
+    and save its step first. torchrun and srun start it on several GPUs: see docs/training.md.
 
     Example: harcache train epam demo
     """
-    _run("train", network, **options)
+    how = {"compiled": compiled, "save_every": save_every, "anew": anew, "tensorboard": tensorboard}
+    stopped = _run("train", network, how=how, **options)
+    if stopped is not None:
+        # As a shell says it of a process that a signal ended.
+        sys.exit(128 + stopped)
 
 
 @main.command()

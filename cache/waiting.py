@@ -17,6 +17,7 @@ __all__ = ["Waits", "Work", "measured", "watch"]
 
 _STEPS_AHEAD = 2  # that a GPU's host may queue; each holds a batch in the GPU's memory
 _LATE = 0.05  # share of waiting from which something is wrong
+_FEW = 20  # steps in which the start of the processes still weighs
 
 _Batch = TypeVar("_Batch", bound=Mapping[str, Tensor])
 _Cause = Literal["decode", "disk", "transfer"]
@@ -75,8 +76,8 @@ class Waits:
         return self.samples / self.seconds if self.seconds else 0.0
 
     def warning(self) -> str | None:
-        """Return one line that names the cause, where more than 5 % of the time was waited."""
-        if self.share <= _LATE:
+        """Return one line that names the cause, where over 5 % of the time was waited in 20 steps or more."""
+        if self.share <= _LATE or self.steps < _FEW:
             return None
         costs: dict[_Cause, float] = {"decode": self.decode, "disk": self.disk, "transfer": self.transfer}
         cause = max(costs, key=lambda name: costs[name])
@@ -85,6 +86,10 @@ class Waits:
             f"({', '.join(f'{name} {cost:.1f} s' for name, cost in costs.items())} of {self.seconds:.1f} s); "
             f"{_REMEDIES[cause]}"
         )
+
+    def plus(self, other: "Waits") -> "Waits":
+        """Return the sums of both."""
+        return Waits(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
     def since(self, before: "Waits") -> "Waits":
         """Return what came after ``before``, an earlier copy."""

@@ -207,7 +207,14 @@ class ModelParams(_Params):
 
 @dataclass(frozen=True)
 class RecipeParams(_Params):
-    """One training run: SGD with a cosine schedule; the defaults are the paper's for every stream."""
+    """One training run: SGD with a cosine schedule; the defaults are the paper's for every stream.
+
+    ``batch_size``: samples of a step, of all processes together. ``lr`` is for steps of ``base_batch``
+    samples (None: of ``batch_size``) and scales with their number. ``accumulate``: parts that each process
+    does its share of a step in. ``lr_drops``: epochs after which the rate is a tenth, in place of the cosine.
+    ``crop``: least area of random crops of keypoints. ``init``: a checkpoint to start from. ``patience``: end
+    after so many tests without a better top-1.
+    """
 
     epochs: _Count
     batch_size: _Count
@@ -217,6 +224,17 @@ class RecipeParams(_Params):
     weight_decay: _NotNegative = 3e-4
     clip_norm: _Positive = 40.0
     flip: _Fraction = 0.5
+    base_batch: _Count | None = None
+    accumulate: _Count = 1
+    lr_drops: tuple[_Count, ...] | None = None
+    crop: _Fraction | None = None
+    init: str | None = None
+    patience: _Count | None = None
+
+    @property
+    def scaled_lr(self) -> float:
+        """The learning rate of a step of ``batch_size`` samples."""
+        return self.lr * self.batch_size / (self.base_batch or self.batch_size)
 
 
 @dataclass(frozen=True)

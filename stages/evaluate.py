@@ -29,7 +29,7 @@ from stages.boxes import overlaps
 from stages.building import inputs_from, parts_of
 from stages.networks import Network, Trained, check_classes, load_trained, scores_of
 from stages.results import Cost, Outputs, Scored, write_results
-from stages.train import (
+from stages.samples import (
     CHECKPOINT,
     check_stores,
     class_names,

@@ -1,302 +1,300 @@
 """Train: the pose stream, the RGB stream, then EPAM-Net from both, straight from the stores.
 
-Lightning runs the steps; what is learnt from, in which order, is a pure function of the seed and the epoch.
+What is learnt from, in which order, is a pure function of the parameters; a run that was stopped goes on at
+its next step.
 """
 
-import csv
-import io
-import logging
-import warnings
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
-from torch.nn import functional
+from lightning.fabric import Fabric, seed_everything
+from torch import nn
 
-import cache
-from cache.streaming import Batch, ClipDataset, ClipLoader, prepare
-from models.checkpoints import load_network, save_checkpoint
+from cache.clip_store import records_dir
+from cache.streaming import ClipDataset, ClipLoader, default_workers
+from models.checkpoints import save_checkpoint
 from models.epam_net import EPAMNet
 from models.memory import keep_freed_memory
 from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
-from pipeline.clips import Clip, read_classes, read_manifest
+from pipeline.clips import Clip, fingerprint
 from pipeline.engine import Engine
-from pipeline.errors import HarcacheError, did_you_mean
-from pipeline.files import write_atomically
+from pipeline.errors import HarcacheError
+from pipeline.files import file_digest
 from pipeline.params import DatasetParams, RecipeParams, TrainParams, to_mapping
-from pipeline.progress import progress
-from stages import heatmap as heatmap_stage
-from stages import rgb as rgb_stage
-from stages.networks import Network, logits_of
+from stages.curves import Journal
+from stages.learning import Learner, launch, processes
+from stages.networks import Network, Trained, check_classes, load_trained
+from stages.resume import STATE, read_state, requeue, stopping, write_state
+from stages.samples import (
+    CHECKPOINT,
+    check_stores,
+    class_names,
+    make_dataset,
+    preparation,
+    split_clips,
+    training_params,
+)
 from stages.workspace import Workspace
 
-__all__ = [
-    "CHECKPOINT",
-    "Network",
-    "check_stores",
-    "class_names",
-    "logits_of",
-    "make_dataset",
-    "preparation",
-    "run",
-    "split_clips",
-    "training_params",
-]
+__all__ = ["BEST", "How", "run"]
 
-CHECKPOINT = "network.pt"
-_VALIDATIONS = 6  # times that the curves look at the test split
+BEST = "best.pt"
+
+_BACKBONE = ("width", "blocks")
+_Kind = TypeVar("_Kind", bound=nn.Module)
 
 
-def run(network: Network, params: DatasetParams, workspace: Workspace, engine: Engine) -> None:
-    """Train one network and write its checkpoint and curves into its training folder.
+@dataclass(frozen=True)
+class How:
+    """How a run goes; nothing here changes what is learnt, but ``compiled`` its rounding.
 
-    Training runs in this process, not on the engine's workers. Raises HarcacheError when the dataset has no
-    training parameters, protocol, classes or clips, or when the streams of EPAM-Net are not trained yet.
+    ``save_every``: seconds between states on disk. ``anew``: leave the state that is there. ``workers``:
+    processes that decode. ``tensorboard``: write its files as well.
     """
+
+    save_every: float = 60.0
+    anew: bool = False
+    compiled: bool = False
+    tensorboard: bool = False
+    workers: int | None = None
+
+
+def run(
+    network: Network, params: DatasetParams, workspace: Workspace, engine: Engine, how: How | None = None
+) -> signal.Signals | None:
+    """Train one network and write its checkpoints, curves and logs into its training folder.
+
+    Training runs in this process, not on the engine's workers, or in those that torchrun or srun started. It
+    goes on from the state in the folder unless that is of other parameters or data. Returns the signal that
+    stopped it before its end, else None.
+
+    Raises HarcacheError, before any work, when the dataset has no training parameters, protocol, classes or
+    clips, when its stores or the checkpoints to start from are missing, damaged or do not fit, or when the
+    batch does not fit in memory; and for a loss that is no number any more.
+    """
+    how = how or How()
     train = training_params(params)
     recipe: RecipeParams = getattr(train, network)
     classes = class_names(workspace, train)
     check_stores(params, workspace)
-    lightning.seed_everything(train.seed, verbose=False)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    clips = split_clips(workspace, train, "train")
-    tested = split_clips(workspace, train, "test")
-    made = _make_network(network, train, len(classes), workspace)
-    learner = _Learner(made, recipe, preparation(params))
-    loader = _loader(make_dataset(network, workspace, train, clips, True), recipe, workspace)
-    check = _loader(make_dataset(network, workspace, train, tested, False), recipe, workspace)
-    _fit(learner, loader, check, recipe, f"train {network}", workspace)
-    folder = workspace.training(network)
-    learner.curves.write(folder / "plots")
+    clips, tested = (split_clips(workspace, train, split) for split in ("train", "test"))
+    fabric = launch(workspace.device, recipe.precision)
+    _configure(fabric.device)
+    seed_everything(train.seed, verbose=False)
+    made, starts = _make_network(network, train, classes, workspace)
+    if fabric.global_rank:
+        torch.manual_seed(train.seed + fabric.global_rank)  # else all processes drop out the same
+    loader, check = (
+        _loader(make_dataset(network, workspace, train, some, training), recipe, fabric, how.workers)
+        for some, training in ((clips, True), (tested, False))
+    )
+    name = f"train {network}"
+    learner = Learner(fabric, made, recipe, loader, check, preparation(params), name, how.compiled)
+    depends_on = {
+        "parameters": _parameters(network, params, train),
+        "data": _data([clips, tested], train, classes, workspace),
+        "checkpoints to start from": fingerprint([file_digest(path) for path in starts]),
+    }
     extra = {"protocol": train.protocol, "epochs": recipe.epochs, "params": train.fingerprint}
     # What prediction on other videos needs: how the caches were made, and what a sample is.
     extra |= {"dataset": to_mapping(params)}
-    save_checkpoint(folder / CHECKPOINT, learner.network, classes, extra)
-    print(f"train {network}: {len(clips)} clips, {recipe.epochs} epochs; {learner.curves.summary()}")
-
-
-def training_params(params: DatasetParams) -> TrainParams:
-    """Return the dataset's training parameters; HarcacheError where it has none."""
-    if params.train is None:
-        raise HarcacheError(
-            f"params.yaml has no training.{params.name}; add it, with a protocol and recipes, as the demo's"
-        )
-    return params.train
-
-
-def class_names(workspace: Workspace, train: TrainParams) -> list[str]:
-    """Return the class names of the protocol; HarcacheError where the dataset lacks it."""
-    classes = read_classes(workspace.classes)
-    if train.protocol not in classes:
-        raise HarcacheError(
-            f"training.{workspace.dataset}.protocol is '{train.protocol}', which the dataset lacks. "
-            f"{did_you_mean(train.protocol, classes) or 'Its clips have no labels.'}"
-        )
-    return classes[train.protocol]
-
-
-def check_stores(params: DatasetParams, workspace: Workspace) -> None:
-    """Raise a CacheError that says what differs where a store is of another dataset or other parameters."""
-    for path, stage in ((workspace.rgb, rgb_stage), (workspace.heatmaps, heatmap_stage)):
-        cache.open(path, {"dataset": workspace.dataset, "parameters": stage.store_parameters(params)})
-
-
-def split_clips(workspace: Workspace, train: TrainParams, split: str) -> list[Clip]:
-    """Return the labelled clips of a split that both stores hold; HarcacheError when there are none."""
-    stored = set(cache.open(workspace.rgb).ids) & set(cache.open(workspace.heatmaps).ids)
-    clips = [
-        clip
-        for clip in read_manifest(workspace.manifest)
-        if clip.id in stored
-        and clip.split(train.protocol) == split
-        and clip.label(train.protocol) is not None
-    ]
-    if not clips:
-        raise HarcacheError(
-            f"{workspace.dataset} has no labelled clips in the {split} split of '{train.protocol}'; "
-            "check its layout, or choose another protocol"
-        )
-    return clips
-
-
-def make_dataset(
-    network: Network, workspace: Workspace, train: TrainParams, clips: Sequence[Clip], training: bool
-) -> ClipDataset:
-    """Open what ``network`` reads: heatmaps, RGB or both; samples are random in training, else fixed."""
-    recipe: RecipeParams = getattr(train, network)
-    return ClipDataset(
-        [(clip.id, _label(clip, train.protocol)) for clip in clips],
-        rgb=None if network == "pose" else cache.open(workspace.rgb),
-        heatmaps=None if network == "rgb" else cache.open(workspace.heatmaps),
-        heatmap_source=train.sample.heatmaps,
-        train=training,
-        seed=train.seed,
-        flip=recipe.flip,
-        clip_len=train.sample.clip_len,
-        rgb_frames=train.sample.rgb_frames,
-        views=1 if training else train.evaluate.clips,
-    )
-
-
-def preparation(params: DatasetParams) -> Callable[..., Batch]:
-    """Return ``cache.streaming.prepare`` for heatmaps as the dataset's are."""
-    return partial(prepare, heatmap_size=params.heatmap.size, sigma=params.heatmap.sigma)
-
-
-class _Learner(lightning.LightningModule):
-    """The paper's recipe (section 4.2): SGD with momentum, a cosine to zero by step, cross-entropy a head."""
-
-    def __init__(self, network: nn.Module, recipe: RecipeParams, prepare: Callable[..., Batch]) -> None:
-        super().__init__()
-        self.network = network
-        self._prepare = prepare
-        self.curves = _Curves()
-        self._recipe = recipe
-
-    def training_step(self, batch: Mapping[str, Tensor], number: int) -> Tensor:
-        return self._step(batch, "train")
-
-    def validation_step(self, batch: Mapping[str, Tensor], number: int) -> None:
-        self._step(batch, "test")
-
-    def _step(self, batch: Mapping[str, Tensor], split: str) -> Tensor:
-        ready = self._prepare(batch, self.device)
-        heads = logits_of(self.network, ready)
-        loss = torch.stack([functional.cross_entropy(head, ready["label"]) for head in heads]).sum()
-        right = (torch.stack(heads).sum(0).argmax(1) == ready["label"]).float().mean()
-        self.curves.add(split, len(ready["label"]), loss.item(), right.item())
-        return loss
-
-    def on_validation_epoch_end(self) -> None:
-        self.curves.close("test", self.current_epoch + 1)
-
-    def on_train_epoch_end(self) -> None:
-        self.curves.close("train", self.current_epoch + 1)
-
-    def configure_optimizers(self) -> Any:
-        recipe = self._recipe
-        optimizer = torch.optim.SGD(
-            self.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-        )
-        steps = int(self.trainer.estimated_stepping_batches)
-        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+    left = _Folder(workspace.training(network), learner, name, depends_on, classes, extra, fabric.global_rank)
+    left.go_on(how.anew)
+    left.open_journal(how.tensorboard)
+    with stopping() as signals:
+        over = learner.learn(signals, how.save_every, left.save, left.note)
+    if over:
+        left.finish(f"{len(clips)} clips, {recipe.epochs} epochs")
+        return None
+    return _stopped(signals.received or signal.SIGTERM, learner, name, fabric.global_rank)
 
 
 @dataclass
-class _Sum:
-    clips: int = 0
-    loss: float = 0.0
-    right: float = 0.0
+class _Folder:
+    """What a run leaves: its state, checkpoints, curves and logs. Only the first process writes."""
 
+    path: Path
+    learner: Learner
+    name: str
+    depends_on: dict[str, str]
+    classes: Sequence[str]
+    extra: dict[str, Any]
+    rank: int
+    journal: Journal | None = None
+    logged: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
-class _Curves:
-    """Loss and accuracy by epoch, of training and of the test split, for `dvc plots`."""
+    def go_on(self, anew: bool) -> None:
+        """Take up the state that is there, or say why not."""
+        state = None if anew else read_state(self.path / STATE)
+        if state is None:
+            return
+        before = state["depends_on"]
+        changed = [what for what, value in self.depends_on.items() if before.get(what) != value]
+        if changed:
+            self._say(f"its {' and '.join(changed)} changed, so training starts anew")
+            return
+        self.learner.load_state_dict(state["learner"])
+        self.logged = [(epoch, values) for epoch, values in state["logged"]]
+        self._say(f"goes on from step {self.learner.step} of {self.learner.steps}")
 
-    def __init__(self) -> None:
-        self._open: dict[str, _Sum] = defaultdict(_Sum)
-        self._rows: list[tuple[int, str, float, float]] = []
+    def open_journal(self, tensorboard: bool) -> None:
+        """Start the logs, with what was logged before the run was stopped."""
+        if self.rank == 0:
+            self.journal = Journal(self.path, tensorboard)
+            for epoch, values in self.logged:
+                self.journal.log(epoch, values)
 
-    def add(self, split: str, clips: int, loss: float, right: float) -> None:
-        running = self._open[split]
-        running.clips += clips
-        running.loss += loss * clips
-        running.right += right * clips
+    def note(self, better: bool) -> None:
+        """Log an epoch that has ended, and keep the network if it was never better."""
+        learner = self.learner
+        waits = learner.last_waits
+        values = learner.curves.last(learner.epoch) | {
+            "lr": learner.rate,
+            "wait_share": waits.share,
+            "samples_per_second": waits.samples_per_second * learner.processes,
+        }
+        if learner.device.type == "cuda":
+            values["gpu_memory"] = float(torch.cuda.max_memory_allocated(learner.device))
+        self.logged.append((learner.epoch, values))
+        if self.journal is not None:
+            self.journal.log(learner.epoch, values)
+        if better and self.rank == 0:
+            save_checkpoint(self.path / BEST, learner.network, self.classes, self.extra)
 
-    def close(self, split: str, epoch: int) -> None:
-        done = self._open.pop(split)
-        self._rows.append((epoch, split, done.loss / done.clips, done.right / done.clips))
+    def save(self) -> None:
+        """Write the state; all processes take part in making it."""
+        learner = self.learner.state_dict()
+        if self.rank == 0:
+            state = {"depends_on": self.depends_on, "learner": learner, "logged": self.logged}
+            write_state(self.path / STATE, state)
 
-    def write(self, folder: Path) -> None:
-        for place, name in ((2, "loss"), (3, "accuracy")):
-            text = io.StringIO()
-            writer = csv.writer(text, lineterminator="\n")
-            writer.writerow(("epoch", "split", name))
-            writer.writerows((row[0], row[1], f"{row[place]:.5f}") for row in sorted(self._rows))
-            write_atomically(folder / f"{name}.csv", text.getvalue().encode())
-
-    def summary(self) -> str:
-        last = {split: (loss, right) for _, split, loss, right in sorted(self._rows)}
-        return "; ".join(
-            f"{split}: loss {loss:.3f}, top-1 {right:.1%}" for split, (loss, right) in last.items()
+    def finish(self, what: str) -> None:
+        """Write the trained network and its curves, and say how it went."""
+        if self.journal is None:
+            return
+        self.journal.end()
+        learner = self.learner
+        learner.curves.write(self.path / "plots")
+        save_checkpoint(self.path / CHECKPOINT, learner.network, self.classes, self.extra)
+        waits = learner.waits
+        self._say(f"{what}; {learner.curves.summary()}")
+        self._say(
+            f"{waits.samples_per_second * learner.processes:.1f} samples a second, {waits.share:.1%} of the "
+            "time waiting for batches"
         )
+        if warning := waits.warning():
+            self._say(warning)
+
+    def _say(self, text: str) -> None:
+        if self.rank == 0:
+            print(f"{self.name}: {text}", flush=True)
 
 
-class _Display(Callback):
-    def __init__(self, label: str, steps: int) -> None:
-        self._shown = progress(steps, label, unit="steps")
-
-    def on_train_start(self, *_: Any) -> None:
-        self._bar = self._shown.__enter__()
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self._bar.advance()
-
-    def on_train_end(self, *_: Any) -> None:
-        self._shown.__exit__(None, None, None)
-
-    def on_exception(self, *_: Any) -> None:
-        self._shown.__exit__(None, None, None)
+def _stopped(received: signal.Signals, learner: Learner, name: str, rank: int) -> signal.Signals:
+    """Say where a run stopped, and have SLURM run its job again if it is SLURM's own warning that came."""
+    if rank == 0:
+        print(
+            f"{name}: stopped by {received.name} at step {learner.step} of {learner.steps}; "
+            "the same command goes on from there",
+            flush=True,
+        )
+        job = os.environ.get("SLURM_JOB_ID")
+        if received == signal.SIGUSR1 and job is not None:
+            requeue(job)
+    return received
 
 
-def _fit(
-    learner: _Learner,
-    loader: ClipLoader,
-    check: ClipLoader,
-    recipe: RecipeParams,
-    label: str,
-    workspace: Workspace,
-) -> None:
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    precision: Any = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
-    on_gpu = torch.device(workspace.device).type == "cuda"
-    if not on_gpu:
+def _configure(device: torch.device) -> None:
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
         keep_freed_memory()
-    trainer = lightning.Trainer(
-        accelerator="gpu" if on_gpu else "cpu",
-        devices=[torch.device(workspace.device).index or 0] if on_gpu else 1,
-        precision=precision[recipe.precision],
-        max_epochs=recipe.epochs,
-        gradient_clip_val=recipe.clip_norm,
-        check_val_every_n_epoch=max(1, recipe.epochs // _VALIDATIONS),
-        num_sanity_val_steps=0,
-        callbacks=[_Display(label, recipe.epochs * len(loader))],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    else:
+        torch.backends.cudnn.benchmark = True
+
+
+def _parameters(network: Network, params: DatasetParams, train: TrainParams) -> str:
+    """Stands for all parameters that the network's weights depend on."""
+    own = asdict(train)
+    return fingerprint(
+        network,
+        {key: own[key] for key in ("protocol", "seed", "sample", "model", network)},
+        asdict(params.heatmap),
     )
-    with warnings.catch_warnings():
-        # The loader has workers of its own, which Lightning's advice does not know.
-        warnings.filterwarnings("ignore", module="lightning")
-        trainer.fit(learner, loader, check)
 
 
-def _make_network(network: Network, train: TrainParams, classes: int, workspace: Workspace) -> nn.Module:
-    model = train.model
+def _data(
+    splits: Sequence[Sequence[Clip]], train: TrainParams, classes: Sequence[str], workspace: Workspace
+) -> str:
+    """Stands for the clips, their labels and all that the stores hold of them."""
+    records = [sorted(records_dir(path).iterdir()) for path in (workspace.rgb, workspace.heatmaps)]
+    return fingerprint(
+        [[(clip.id, clip.label(train.protocol)) for clip in clips] for clips in splits],
+        list(classes),
+        [file_digest(path) for paths in records for path in paths],
+    )
+
+
+def _make_network(
+    network: Network, train: TrainParams, classes: Sequence[str], workspace: Workspace
+) -> tuple[nn.Module, list[Path]]:
+    """Return the network to train, and the checkpoints that its first weights are from."""
+    model, init = train.model, getattr(train, network).init
+    if network == "epam":
+        paths = [workspace.training(stream) / CHECKPOINT for stream in ("rgb", "pose")]
+        streams = [load_trained(path, "cpu") for path in paths]
+        for stream in streams:
+            check_classes(stream, classes, f"the dataset '{workspace.dataset}'")
+        made: Any = EPAMNet.from_streams(
+            _as(RGBXShiftNet, streams[0]),
+            _as(PoseXShiftNet, streams[1]),
+            model.attention,  # type: ignore[arg-type]
+            model.dropout,
+            train.sample.rgb_frames,
+        )
+        return made, paths
     if network == "pose":
-        return PoseXShiftNet(classes, width=model.width, blocks=model.pose_blocks, dropout=model.dropout)
-    if network == "rgb":
-        return RGBXShiftNet(classes, width=model.width, blocks=model.rgb_blocks, dropout=model.dropout)
-    rgb, _ = load_network(workspace.training("rgb") / CHECKPOINT)
-    pose, _ = load_network(workspace.training("pose") / CHECKPOINT)
-    assert isinstance(rgb, RGBXShiftNet) and isinstance(pose, PoseXShiftNet)
-    return EPAMNet.from_streams(rgb, pose, model.attention, model.dropout, train.sample.rgb_frames)  # type: ignore[arg-type]
+        made = PoseXShiftNet(len(classes), width=model.width, blocks=model.pose_blocks, dropout=model.dropout)
+    else:
+        made = RGBXShiftNet(len(classes), width=model.width, blocks=model.rgb_blocks, dropout=model.dropout)
+    if init is None:
+        return made, []
+    _start_from(made, Path(init), classes)
+    return made, [Path(init)]
 
 
-def _loader(dataset: ClipDataset, recipe: RecipeParams, workspace: Workspace) -> ClipLoader:
-    return ClipLoader(dataset, min(recipe.batch_size, len(dataset)), device=workspace.device)
+def _start_from(made: Any, path: Path, classes: Sequence[str]) -> None:
+    """Take over a checkpoint's backbone, and its head too where it tells the same classes apart."""
+    given = load_trained(path, "cpu")
+    other: Any = _as(type(made), given)
+    found, asked = ({key: net.config[key] for key in _BACKBONE} for net in (other, made))
+    if found != asked:
+        raise HarcacheError(f"{path} holds a network of {found}, but training.model asks for {asked}")
+    made.backbone.load_state_dict(other.backbone.state_dict())
+    if given.checkpoint.classes == tuple(classes):
+        made.cls_head.load_state_dict(other.cls_head.state_dict())
 
 
-def _label(clip: Clip, protocol: str) -> int:
-    label = clip.label(protocol)
-    assert label is not None
-    return label
+def _as(kind: type[_Kind], trained: Trained) -> _Kind:
+    if not isinstance(trained.network, kind):
+        raise HarcacheError(
+            f"{trained.path} holds a {type(trained.network).__name__}; expected a {kind.__name__}"
+        )
+    return trained.network
+
+
+def _loader(dataset: ClipDataset, recipe: RecipeParams, fabric: Fabric, workers: int | None) -> ClipLoader:
+    ranks = fabric.world_size
+    size = min(recipe.batch_size, -(-len(dataset) // ranks) * ranks)
+    return ClipLoader(
+        dataset,
+        size,
+        workers=workers or default_workers(fabric.device, processes()[0]),
+        device=fabric.device,
+        rank=fabric.global_rank,
+        ranks=ranks,
+    )

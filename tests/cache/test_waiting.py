@@ -36,12 +36,13 @@ def test_an_iteration_left_in_the_middle_counts_its_whole_steps():
 
 @pytest.mark.parametrize("cause", ["decode", "disk", "transfer"])
 def test_a_warning_names_what_took_most(cause):
-    waits = Waits(steps=10, samples=80, seconds=10, waited=1, **{cause: 3})
+    waits = Waits(steps=20, samples=80, seconds=10, waited=1, **{cause: 3})
     assert f"waits 10% of its time for batches, most of it for {cause} (" in str(waits.warning())
 
 
 def test_little_waiting_and_none_at_all_warn_of_nothing():
-    assert Waits(steps=10, samples=80, seconds=10, waited=0.5, decode=9).warning() is None
+    assert Waits(steps=20, samples=80, seconds=10, waited=0.5, decode=9).warning() is None
+    assert Waits(steps=19, samples=80, seconds=10, waited=5, decode=9).warning() is None
     assert Waits().warning() is None
     assert Waits().share == Waits().samples_per_second == 0
 

@@ -21,7 +21,7 @@ from pipeline.params import DatasetParams, EvaluateParams
 from stages import evaluate
 from stages.accuracy import in_pairs
 from stages.evaluate import detection_quality, pck
-from stages.train import CHECKPOINT, make_dataset, preparation, split_clips
+from stages.samples import CHECKPOINT, make_dataset, preparation, split_clips
 from stages.workspace import Workspace
 from tests.projects import digests
 

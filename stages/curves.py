@@ -1,0 +1,122 @@
+"""Loss and accuracy by epoch, and what is logged beside them, for `dvc plots`, `dvc exp` and TensorBoard.
+
+All rows are kept with the training's state and written anew when it goes on, so that a log has no gap and
+nothing twice.
+"""
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import HarcacheError
+from pipeline.files import write_atomically
+
+__all__ = ["Curves", "Journal"]
+
+
+class Curves:
+    """Sums of the epoch that is open, by split, and a row of each that is closed.
+
+    Sums lie on the network's device as (clips, loss, right) float64: reading one in each step would make the
+    host wait for a GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._open: dict[str, Tensor] = defaultdict(
+            lambda: torch.zeros(3, dtype=torch.float64, device=device)
+        )
+        self.rows: list[tuple[int, str, float, float]] = []
+
+    def add(self, split: str, clips: int, loss: Tensor, right: Tensor) -> None:
+        """Count a step: of ``clips`` the mean loss and how many were right."""
+        counted = torch.full_like(right, clips)
+        self._open[split] += torch.stack([counted, clips * loss.double(), right])
+
+    def close(self, split: str, epoch: int, over_all: Callable[[Tensor], Tensor]) -> float:
+        """End a split's epoch; ``over_all`` sums over processes. Return the top-1 accuracy."""
+        sums = self._open[split]  # zeros where this process had no samples
+        del self._open[split]
+        clips, loss, right = over_all(sums).tolist()
+        self.rows.append((epoch, split, loss / clips, right / clips))
+        return right / clips
+
+    def last(self, epoch: int) -> dict[str, float]:
+        """Return an epoch's rows by name, such as ``train/loss`` and ``test/accuracy``."""
+        rows = [row for row in self.rows if row[0] == epoch]
+        return {f"{split}/loss": loss for _, split, loss, _ in rows} | {
+            f"{split}/accuracy": right for _, split, _, right in rows
+        }
+
+    def is_finite(self) -> bool:
+        """Whether all losses of the open epoch were numbers."""
+        return all(bool(sums.isfinite().all()) for sums in self._open.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything, as plain values and tensors."""
+        return {"open": {split: sums.cpu() for split, sums in self._open.items()}, "rows": list(self.rows)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict``."""
+        self._open.update({split: sums.to(self._device) for split, sums in state["open"].items()})
+        self.rows = [tuple(row) for row in state["rows"]]
+
+    def write(self, folder: Path) -> None:
+        """Write loss.csv and accuracy.csv."""
+        for place, name in ((2, "loss"), (3, "accuracy")):
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(("epoch", "split", name))
+            writer.writerows((row[0], row[1], f"{row[place]:.5f}") for row in sorted(self.rows))
+            write_atomically(folder / f"{name}.csv", text.getvalue().encode())
+
+    def summary(self) -> str:
+        """Return the last row of each split in words."""
+        last = {split: (loss, right) for _, split, loss, right in sorted(self.rows)}
+        return "; ".join(
+            f"{split}: loss {loss:.3f}, top-1 {right:.1%}" for split, (loss, right) in last.items()
+        )
+
+
+class Journal:
+    """What was measured in each epoch, in DVCLive's files and, on request, TensorBoard's."""
+
+    def __init__(self, folder: Path, tensorboard: bool) -> None:
+        # Both take seconds to import.
+        from dvclive import Live
+
+        self._live = Live(
+            str(folder / "live"), dvcyaml=None, save_dvc_exp=False, report=None, monitor_system=False
+        )
+        self._tensorboard = _tensorboard(folder / "tensorboard") if tensorboard else None
+
+    def log(self, epoch: int, values: Mapping[str, float]) -> None:
+        """Add an epoch."""
+        self._live.step = epoch
+        for name, value in values.items():
+            self._live.log_metric(name, value)
+            if self._tensorboard is not None:
+                self._tensorboard.add_scalar(name, value, epoch)
+        self._live.make_summary()
+
+    def end(self) -> None:
+        """Finish the files."""
+        self._live.end()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise HarcacheError(
+            "--tensorboard needs the package tensorboard, which the extra 'tensorboard' installs"
+        ) from error
+    return SummaryWriter(str(folder))
