@@ -133,19 +133,19 @@ def _run(
     from pipeline.engine import Engine
     from pipeline.params import load_params
     from pipeline.processes import end_with_parent
-    from stages.workspace import Workspace, choose_device
+    from stages.workspace import AUTO, Workspace, choose_device
 
     if "DVC_STAGE" in os.environ:
         # Else a killed `dvc repro` leaves its command behind, which holds the dataset.
         end_with_parent()
     params = load_params("params.yaml", dataset=dataset)
-    on_workers = stage in _ON_WORKERS and workers != 0
-    if on_workers and scheduler_address(scheduler):
-        # This machine need not have what its workers have.
-        options["device"] = device or "auto"
+    elsewhere = workers != 0 and scheduler_address(scheduler) is not None
+    if stage in _ON_WORKERS and (elsewhere or device is None):
+        # Workers may have what this machine lacks, and with nothing to do nobody waits for PyTorch.
+        options["device"] = device or AUTO
     elif stage in _ON_DEVICE:
         options["device"] = choose_device(device)
-    used = options["device"] if on_workers else "cpu"
+    used = options["device"] if stage in _ON_WORKERS and workers != 0 else "cpu"
     workspace = Workspace.under(Path(), dataset, videos, **options)
     module = importlib.import_module(f"stages.{stage}")
     more = {} if how is None else {"how": module.How(workers=workers or None, **how)}
@@ -283,6 +283,19 @@ def _measure(what: str, out: Path | None, *sizes: Any) -> None:
     results = module.measure(*sizes)
     click.echo(module.as_table(results))
     write_results(out, results)
+
+
+@bench.command(name="extract")
+@click.option("--device", default="cpu", help="cpu, cuda, cuda:1.")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
+@click.option("--threads", type=click.IntRange(1), help="Threads that read ahead. [default: one a core]")
+@click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="File for the results.")
+def bench_extract(device: str, precision: str, threads: int | None, out: Path | None) -> None:
+    """Time pose estimation and detection in batches beside mmpose and Ultralytics, frame by frame.
+
+    Example: harcache bench extract --device cuda --precision float16 --json extract.json
+    """
+    _measure("extract", out, device, precision, threads)
 
 
 @bench.command(name="loader")

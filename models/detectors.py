@@ -1,41 +1,32 @@
-"""Person detectors behind one method: Ultralytics' YOLO, or torchvision's Faster R-CNN, the paper's choice.
+"""Person detectors: Ultralytics' YOLO, or torchvision's Faster R-CNN, the paper's choice.
 
 Frames go through the bare networks in batches; what the rest of the program sees is boxes in frame pixels.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from time import perf_counter
 
 import numpy as np
 import torch
 
+from models.batching import Finish, Image, Network
 from models.inference import repeatable, run_in
 from models.weights import find_weights, load_tensors
 from models.yolo import YoloNetwork
 from pipeline.errors import HarcacheError
 from pipeline.params import DetectParams
 
-__all__ = ["Detector", "load_detector"]
+__all__ = ["load_detector"]
 
 _COCO_PERSON = 1  # torchvision counts classes from 1; 0 is the background
-_RCNN_BATCH = 4
 
 
-class Detector(Protocol):
-    """Finds persons in frames."""
-
-    def detect(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Find the persons in (H, W, 3) uint8 RGB frames.
-
-        Returns:
-            A frame's (n, 5) float32, x1 y1 x2 y2 score, in pixels within the frame, best score first.
-        """
-        ...
-
-
-def load_detector(params: DetectParams, weights_dir: Path | None = None, device: str = "cpu") -> Detector:
+def load_detector(params: DetectParams, weights_dir: Path | None = None, device: str = "cpu") -> Network:
     """Load the detector that ``params`` name.
+
+    It makes one image of a frame, whose result is (n, 5) float32, x1 y1 x2 y2 score, in pixels within the
+    frame, best score first.
 
     Raises:
         HarcacheError: the backend's package or the weights are missing, or the weights don't fit.
@@ -48,17 +39,34 @@ def load_detector(params: DetectParams, weights_dir: Path | None = None, device:
 
 class _Yolo:
     def __init__(self, params: DetectParams, path: Path, device: str) -> None:
-        self._params = params
-        self._network = YoloNetwork(path, params.image_size, params.precision, device)
+        self._network = YoloNetwork(
+            path,
+            params.image_size,
+            params.precision,
+            device,
+            score=params.score,
+            nms_iou=params.nms_iou,
+            limit=params.max_persons,
+        )
+        self.batch = self._network.batch
 
-    def detect(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
-        params = self._params
-        persons = self._network.predict(frames, params.score, params.nms_iou, params.max_persons)
-        return [person[:, :5] for person in persons]
+    def prepare(self, frame: np.ndarray, boxes: np.ndarray) -> list[Image]:
+        return [self._network.prepare(frame)]
+
+    def start(self, images: Sequence[Image]) -> Finish:
+        finish = self._network.start(images)
+
+        def boxes() -> tuple[Sequence[np.ndarray | HarcacheError], float]:
+            found, seconds = finish()
+            return [one if isinstance(one, HarcacheError) else one[:, :5] for one in found], seconds
+
+        return boxes
 
 
 class _FasterRcnn:
     """Faster R-CNN with ResNet-50 and FPN (https://arxiv.org/abs/2111.11429), COCO's 91 classes."""
+
+    batch = 4
 
     def __init__(self, params: DetectParams, path: Path, device: str) -> None:
         from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
@@ -85,16 +93,19 @@ class _FasterRcnn:
         self._params = params
         self._device = device
 
-    def detect(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
-        found: list[np.ndarray] = []
-        for first in range(0, len(frames), _RCNN_BATCH):
-            batch = list(frames[first : first + _RCNN_BATCH])
-            blank = [np.zeros_like(batch[0])] * (_RCNN_BATCH - len(batch))
-            with repeatable(self._params.precision):
-                images = [torch.from_numpy(frame).to(self._device) for frame in batch + blank]
-                results = self._network([image.permute(2, 0, 1).float() / 255 for image in images])
-            found += [self._persons(result) for result in results[: len(batch)]]
-        return found
+    def prepare(self, frame: np.ndarray, boxes: np.ndarray) -> list[Image]:
+        return [Image(frame, None)]
+
+    def start(self, images: Sequence[Image]) -> Finish:
+        """Find the persons at once: how many there are decides what comes next, so a device is waited for."""
+        begun = perf_counter()
+        blank = [np.zeros_like(images[0].pixels)] * (self.batch - len(images))
+        with repeatable(self._params.precision):
+            frames = [torch.from_numpy(frame) for frame in [*(image.pixels for image in images), *blank]]
+            pixels = [frame.to(self._device).permute(2, 0, 1).float() / 255 for frame in frames]
+            found = [self._persons(result) for result in self._network(pixels)[: len(images)]]
+        seconds = perf_counter() - begun
+        return lambda: (found, seconds)
 
     def _persons(self, result: dict[str, torch.Tensor]) -> np.ndarray:
         """The network gives boxes cut at the frame's border, best score first."""

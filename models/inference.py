@@ -4,23 +4,23 @@ A batch always has the same size, filled up with blank images, since kernels are
 kernels round differently: so a clip's result does not depend on what shares its batches.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from pipeline.errors import HarcacheError
 from pipeline.params import Precision
 
-__all__ = ["batch_size", "check_finite", "repeatable", "run_in"]
+__all__ = ["BatchRunner", "not_finite", "repeatable", "run_in"]
 
-
-def batch_size(device: str) -> int:
-    """Return how many images share a batch: few on a CPU, where blanks cost time, more on a GPU."""
-    return 8 if device == "cpu" else 32
+Outputs = tuple[Tensor, ...]
+_RECORDED = 4  # shapes; each keeps its memory
 
 
 def run_in(precision: Precision, module: nn.Module) -> None:
@@ -57,10 +57,110 @@ def repeatable(precision: Precision) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def check_finite(output: torch.Tensor, network: str, precision: Precision) -> None:
-    """Raise a HarcacheError where a network's output is not finite, which would pass for finding nobody."""
-    if not output.isfinite().all():
-        raise HarcacheError(
-            f"{network}: the output in {precision} is not finite; "
-            "set precision to float32, or replace the weights if it is float32 already"
-        )
+def not_finite(network: str, precision: Precision) -> HarcacheError:
+    """Return the error for an output that is not finite, which would pass for finding nobody."""
+    return HarcacheError(
+        f"{network}: the output in {precision} is not finite; "
+        "set precision to float32, or replace the weights if it is float32 already"
+    )
+
+
+class BatchRunner:
+    """Runs batches of uint8 images on one device; on a GPU the caller goes on while the device works.
+
+    Args:
+        network: (B, h, w, 3) uint8 on the device → one tensor. It may not wait for the device, since on a GPU
+            it is recorded once a shape and played again: a thousand kernels then cost one call, which threads
+            that decode can't delay by holding Python's lock.
+        reduce: that tensor → the few tensors to bring back, on the device too.
+    """
+
+    record = True
+
+    def __init__(
+        self,
+        network: Callable[[Tensor], Tensor],
+        reduce: Callable[[Tensor], Outputs],
+        batch: int,
+        precision: Precision,
+        device: str,
+    ) -> None:
+        self._network = network
+        self._reduce = reduce
+        self._batch = batch
+        self._precision: Precision = precision
+        self._device = torch.device(device)
+        self._recorded: dict[torch.Size, _Recorded] = {}
+
+    def start(self, images: Sequence[np.ndarray]) -> Callable[[], tuple[Outputs, float]]:
+        """Start on images of one shape; the function that this returns waits.
+
+        It gives the outputs, on the CPU and cut to the images, and the seconds that the device worked.
+        """
+        on_gpu = self._device.type == "cuda"
+        pixels = torch.empty((self._batch, *images[0].shape), dtype=torch.uint8, pin_memory=on_gpu)
+        for number, image in enumerate(images):
+            pixels[number] = torch.from_numpy(image)
+        pixels[len(images) :] = 0
+        run = self._start_on_gpu if on_gpu else self._run_on_cpu
+        with repeatable(self._precision):
+            finish = run(pixels)
+
+        def finished() -> tuple[Outputs, float]:
+            outputs, seconds = finish()
+            return tuple(output[: len(images)] for output in outputs), seconds
+
+        return finished
+
+    def _run_on_cpu(self, pixels: Tensor) -> Callable[[], tuple[Outputs, float]]:
+        begun = perf_counter()
+        outputs = self._reduce(self._network(pixels))
+        seconds = perf_counter() - begun
+        return lambda: (outputs, seconds)
+
+    def _start_on_gpu(self, pixels: Tensor) -> Callable[[], tuple[Outputs, float]]:
+        with torch.cuda.device(self._device):
+            begun, ended, copied = (torch.cuda.Event(enable_timing=True) for _ in range(3))
+            there = pixels.to(self._device, non_blocking=True)
+            begun.record()
+            outputs = self._reduce(self._on_gpu(there))
+            ended.record()
+            back = tuple(output.to("cpu", non_blocking=True) for output in outputs)
+            copied.record()
+
+        def finish() -> tuple[Outputs, float]:
+            copied.synchronize()
+            return back, begun.elapsed_time(ended) / 1000
+
+        return finish
+
+    def _on_gpu(self, pixels: Tensor) -> Tensor:
+        if not self.record:
+            return self._network(pixels)
+        if pixels.shape not in self._recorded:
+            if len(self._recorded) == _RECORDED:
+                del self._recorded[next(iter(self._recorded))]
+            self._recorded[pixels.shape] = _Recorded(self._network, pixels)
+        return self._recorded[pixels.shape](pixels)
+
+
+class _Recorded:
+    """A network's kernels as a CUDA graph; the output is overwritten by the next call."""
+
+    def __init__(self, network: Callable[[Tensor], Tensor], pixels: Tensor) -> None:
+        self._input = pixels.clone()
+        # Libraries choose their kernels and take their memory before anything is recorded.
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(3):
+                network(self._input)
+        torch.cuda.current_stream().wait_stream(aside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._output = network(self._input)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        self._input.copy_(pixels)
+        self._graph.replay()
+        return self._output

@@ -1,13 +1,14 @@
-"""Pose estimators behind one method: mmpose's top-down heatmap networks, or Ultralytics' light ones.
+"""Pose estimators as networks of batches: mmpose's top-down heatmap networks, or Ultralytics' light ones.
 
 mmpose's own inference runs one frame at a time and decodes keypoint by keypoint; here the persons of many
 frames share a batch, and a whole batch is decoded at once. In float32 the results are mmpose's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,17 +19,18 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from models import mmcv_stub
-from models.inference import batch_size, check_finite, repeatable, run_in
+from models.batching import Finish, Image, Network
+from models.inference import BatchRunner, not_finite, run_in
 from models.weights import find_config, find_weights, load_tensors
 from models.yolo import YoloNetwork
 from pipeline.errors import HarcacheError
 from pipeline.keypoints import COCO_MIRRORED
 from pipeline.params import PoseParams
 
-__all__ = ["PoseEstimator", "load_pose_estimator"]
+__all__ = ["load_pose_estimator"]
 
 _KEYPOINTS = 17
-# COCO's keypoints with left and right exchanged.
+_CPU_BATCH, _GPU_BATCH = 8, 128  # crops; blanks that fill a batch cost time on a CPU
 
 # A network that finds its own persons should find many; the boxes given decide which of them count.
 _YOLO_SCORE = 0.05
@@ -37,30 +39,12 @@ _YOLO_PERSONS = 100
 _SAME_PERSON_IOU = 0.3
 
 
-class PoseEstimator(Protocol):
-    """Finds the keypoints of given persons."""
-
-    def estimate(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Find COCO's 17 keypoints of every box.
-
-        Args:
-            frames: (H, W, 3) uint8 RGB.
-            boxes: a frame's (n, 4 or more), x1 y1 x2 y2 first, pixels of the frame.
-
-        Returns:
-            A frame's (n, 17, 3) float32, x y score, pixels of the frame; x and y are NaN, the score 0,
-            where the estimator found no person in a box.
-
-        Raises:
-            HarcacheError: a box is empty or not finite.
-        """
-        ...
-
-
-def load_pose_estimator(
-    params: PoseParams, weights_dir: Path | None = None, device: str = "cpu"
-) -> PoseEstimator:
+def load_pose_estimator(params: PoseParams, weights_dir: Path | None = None, device: str = "cpu") -> Network:
     """Load the pose estimator that ``params`` name.
+
+    A frame's results, one after the other, are (n, 17, 3) float32 for its n boxes: x y score of COCO's
+    keypoints in pixels of the frame; x and y are NaN, the score 0, where no person was found in a box. A box
+    that is empty or not finite raises HarcacheError.
 
     Raises:
         HarcacheError: the package, config or weights are missing, or they don't fit together.
@@ -70,69 +54,41 @@ def load_pose_estimator(
     return _TopDown(params, find_config(params.config), find_weights(params.weights, weights_dir), device)
 
 
-@dataclass(frozen=True)
-class _Crop:
-    """One person's place in the results, and the region of the frame that the network saw."""
-
-    frame: int
-    person: int
-    image: np.ndarray  # (h, w, 3) uint8
-    center: np.ndarray  # x y, pixels of the frame
-    scale: np.ndarray  # width height, pixels of the frame
-
-
 class _TopDown:
-    """A heatmap network of mmpose: crop by the config's transforms, mean with the mirrored crop, decode."""
+    """A network of mmpose: crop by the config's transforms, mean with the mirrored crop, decode."""
 
     def __init__(self, params: PoseParams, config_path: Path, weights: Path, device: str) -> None:
-        self._config = _read_config(config_path)
-        self._transforms = _transforms(self._config, config_path)
-        self._precision = params.precision
+        config = _read_config(config_path)
+        self.batch = _CPU_BATCH if device == "cpu" else _GPU_BATCH
+        self._crop = _Crop.of(config, config_path)
+        self._error = not_finite(weights.name, params.precision)
         self._flip_test = params.flip_test
-        self._device = device
-        self._batch = batch_size(device)
-        self._name = weights.name
-        self._model = _build(self._config, config_path)
+        self._model = _build(config, config_path)
         self._codec = self._model.head.decoder
         _load_state(self._model, weights)
         self._model.backbone = _fused(self._model.backbone)
-        run_in(self._precision, self._model.backbone)
+        run_in(params.precision, self._model.backbone)
         run_in("float32", self._model.head)
         self._model.to(device, memory_format=torch.channels_last)
+        self._mirrored = torch.tensor(COCO_MIRRORED, device=device)
+        self._runner = BatchRunner(self._heatmaps, self._reduce, self.batch, params.precision, device)
 
-    def estimate(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        found = [np.empty((len(persons), _KEYPOINTS, 3), np.float32) for persons in boxes]
-        batch: list[_Crop] = []
-        for crop in self._crops(frames, boxes):
-            batch.append(crop)
-            if len(batch) == self._batch:
-                self._estimate_batch(batch, found)
-                batch = []
-        if batch:
-            self._estimate_batch(batch, found)
-        return found
+    def prepare(self, frame: np.ndarray, boxes: np.ndarray) -> list[Image]:
+        return self._crop.images(frame, boxes)
 
-    def _crops(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> Iterator[_Crop]:
-        for i, (frame, persons) in enumerate(zip(frames, boxes, strict=True)):
-            _check_boxes(persons, i)
-            for j, box in enumerate(persons):
-                sample = {"img": frame, "bbox": np.asarray(box[None, :4], np.float32)}
-                for transform in self._transforms:
-                    sample = transform(sample)
-                yield _Crop(i, j, sample["img"], sample["input_center"], sample["input_scale"])
+    def start(self, images: Sequence[Image]) -> Finish:
+        outputs = self._runner.start([image.pixels for image in images])
 
-    def _estimate_batch(self, crops: Sequence[_Crop], found: list[np.ndarray]) -> None:
-        images = np.zeros((self._batch, *crops[0].image.shape), np.uint8)
-        images[: len(crops)] = [crop.image for crop in crops]
-        with repeatable(self._precision):
-            heatmaps = self._heatmaps(torch.from_numpy(images).to(self._device))[: len(crops)]
-            check_finite(heatmaps, self._name, self._precision)
-            keypoints, scores = _decode(heatmaps, self._codec)
-        scale = np.stack([crop.scale for crop in crops])[:, None]
-        corner = np.stack([crop.center for crop in crops])[:, None] - 0.5 * scale
-        keypoints = keypoints / np.array(self._codec.input_size) * scale + corner
-        for crop, points, score in zip(crops, keypoints, scores, strict=True):
-            found[crop.frame][crop.person] = np.column_stack([points, score])
+        def finish() -> tuple[Sequence[np.ndarray | HarcacheError], float]:
+            (finite, *reduced), seconds = outputs()
+            keypoints, scores = _finish_decoding(reduced, self._codec)
+            corner, scale = np.stack([image.place for image in images], axis=1)[:, :, None]
+            keypoints = keypoints / np.array(self._codec.input_size) * scale + corner
+            found = np.concatenate([keypoints, scores[..., None]], axis=2).astype(np.float32)
+            sound = zip(found[:, None], finite.tolist(), strict=True)
+            return [one if fine else self._error for one, fine in sound], seconds
+
+        return finish
 
     def _heatmaps(self, images: Tensor) -> Tensor:
         """(B, h, w, 3) uint8 RGB → (B, 17, H, W) float32."""
@@ -141,11 +97,55 @@ class _TopDown:
         heatmaps = self._model.head(self._model.backbone(pixels))
         if not self._flip_test:
             return heatmaps
-        from mmpose.models.utils.tta import flip_heatmaps
+        mirrored = self._model.head(self._model.backbone(pixels.flip(-1))).flip(-1)
+        mirrored = mirrored.index_select(1, self._mirrored)
+        if self._model.test_cfg.get("shift_heatmap", False):
+            mirrored[..., 1:] = mirrored[..., :-1].clone()
+        return (heatmaps + mirrored) * 0.5
 
-        mirrored = self._model.head(self._model.backbone(pixels.flip(-1)))
-        shift = self._model.test_cfg.get("shift_heatmap", False)
-        return (heatmaps + flip_heatmaps(mirrored, list(COCO_MIRRORED), "heatmap", shift)) * 0.5
+    def _reduce(self, heatmaps: Tensor) -> tuple[Tensor, ...]:
+        return heatmaps.isfinite().flatten(1).all(1), *_start_decoding(heatmaps, self._codec)
+
+
+@dataclass(frozen=True)
+class _Crop:
+    """The region around a person that a network sees, as mmpose cuts it."""
+
+    size: tuple[int, int]  # width, height
+    padding: float
+    matrix: Callable[..., np.ndarray]
+
+    @classmethod
+    def of(cls, config: Any, path: Path) -> "_Crop":
+        """Read the region from the config's own steps."""
+        from mmpose.structures.bbox import get_udp_warp_matrix, get_warp_matrix
+
+        steps = [dict(step) for step in config.test_dataloader.dataset.pipeline]
+        known = ["LoadImage", "GetBBoxCenterScale", "TopdownAffine", "PackPoseInputs"]
+        if [step["type"] for step in steps] != known:
+            found = ", ".join(step["type"] for step in steps)
+            raise HarcacheError(f"{path}: its test pipeline is {found}; expected {', '.join(known)}")
+        return cls(
+            tuple(steps[2]["input_size"]),
+            steps[1].get("padding", 1.25),
+            get_udp_warp_matrix if steps[2].get("use_udp", False) else get_warp_matrix,
+        )
+
+    def images(self, frame: np.ndarray, boxes: np.ndarray) -> list[Image]:
+        """Cut the boxes out; an image's place is (2, 2), its region's corner and size in frame pixels."""
+        _check_boxes(boxes)
+        box = np.asarray(boxes[:, :4], np.float32)
+        center, scale = (box[:, 2:] + box[:, :2]) * 0.5, (box[:, 2:] - box[:, :2]) * self.padding
+        width, height = scale[:, :1], scale[:, 1:]
+        ratio = self.size[0] / self.size[1]
+        scale = np.hstack([np.maximum(width, height * ratio), np.maximum(height, width / ratio)])
+        return [
+            Image(
+                cv2.warpAffine(frame, self.matrix(c, s, 0.0, self.size), self.size, flags=cv2.INTER_LINEAR),
+                np.stack([c - 0.5 * s, s]),
+            )
+            for c, s in zip(center, scale, strict=True)
+        ]
 
 
 class _YoloPose:
@@ -154,17 +154,37 @@ class _YoloPose:
     def __init__(self, params: PoseParams, weights: Path, device: str) -> None:
         if params.flip_test:
             raise HarcacheError("pose backend 'ultralytics' has no flip test; set flip_test to false")
-        self._network = YoloNetwork(weights, None, params.precision, device)
+        self._network = YoloNetwork(
+            weights,
+            None,
+            params.precision,
+            device,
+            score=_YOLO_SCORE,
+            nms_iou=_YOLO_NMS_IOU,
+            limit=_YOLO_PERSONS,
+        )
+        self.batch = self._network.batch
         if self._network.keypoint_shape is None or tuple(self._network.keypoint_shape) != (_KEYPOINTS, 3):
             raise HarcacheError(
                 f"{weights}: finds no 17 keypoints with scores; use pose weights such as 'yolo11n-pose.pt'"
             )
 
-    def estimate(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        for i, persons in enumerate(boxes):
-            _check_boxes(persons, i)
-        predicted = self._network.predict(frames, _YOLO_SCORE, _YOLO_NMS_IOU, _YOLO_PERSONS)
-        return [_matched(persons, rows) for persons, rows in zip(boxes, predicted, strict=True)]
+    def prepare(self, frame: np.ndarray, boxes: np.ndarray) -> list[Image]:
+        _check_boxes(boxes)
+        image = self._network.prepare(frame)
+        return [Image(image.pixels, (image.place, boxes))] if len(boxes) else []
+
+    def start(self, images: Sequence[Image]) -> Finish:
+        finish = self._network.start([Image(image.pixels, image.place[0]) for image in images])
+
+        def matched() -> tuple[Sequence[np.ndarray | HarcacheError], float]:
+            found, seconds = finish()
+            return [
+                one if isinstance(one, HarcacheError) else _matched(image.place[1], one)
+                for one, image in zip(found, images, strict=True)
+            ], seconds
+
+        return matched
 
 
 def _matched(boxes: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -179,12 +199,11 @@ def _matched(boxes: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return keypoints
 
 
-def _check_boxes(boxes: np.ndarray, frame: int) -> None:
+def _check_boxes(boxes: np.ndarray) -> None:
     for box in boxes[:, :4]:
         if not (np.isfinite(box).all() and box[2] > box[0] and box[3] > box[1]):
             raise HarcacheError(
-                f"frame {frame}: the box {box.tolist()} is empty or not finite; "
-                "expected x1 < x2 and y1 < y2 in pixels"
+                f"the box {box.tolist()} is empty or not finite; expected x1 < x2 and y1 < y2 in pixels"
             )
 
 
@@ -207,19 +226,6 @@ def _read_config(path: Path) -> Any:
             "expected heatmaps of the 17 keypoints of CocoDataset, such as an HRNet's"
         )
     return config
-
-
-def _transforms(config: Any, path: Path) -> list[Any]:
-    """Build the config's own transforms that make the crop, so that it is the one that mmpose makes."""
-    import mmpose.datasets  # noqa: F401
-    from mmpose.registry import TRANSFORMS
-
-    steps = [dict(step) for step in config.test_dataloader.dataset.pipeline]
-    known = ["LoadImage", "GetBBoxCenterScale", "TopdownAffine", "PackPoseInputs"]
-    if [step["type"] for step in steps] != known:
-        found = ", ".join(step["type"] for step in steps)
-        raise HarcacheError(f"{path}: its test pipeline is {found}; expected {', '.join(known)}")
-    return [TRANSFORMS.build(step) for step in steps[1:3]]
 
 
 def _build(config: Any, path: Path) -> Any:
@@ -255,23 +261,36 @@ def _fused(backbone: Any) -> Any:
     return fuse_conv_bn(backbone)
 
 
-def _decode(heatmaps: Tensor, codec: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Find keypoints in heatmaps (B, K, H, W) float32.
+def _start_decoding(heatmaps: Tensor, codec: Any) -> tuple[Tensor, ...]:
+    """Turn heatmaps (B, K, H, W) float32 into what `_finish_decoding` needs, without leaving the device."""
+    if _is_quarter(codec):
+        return _decode_quarter(heatmaps)
+    if _is_udp(codec):
+        return _decode_udp(heatmaps, _gaussian(codec.blur_kernel_size, heatmaps.device))
+    return (heatmaps,)
+
+
+def _finish_decoding(found: Sequence[Tensor], codec: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Find keypoints.
 
     Returns:
         (B, K, 2) float64, pixels of the network's input, x before y, and the scores (B, K) float32.
     """
-    size = np.array(codec.heatmap_size)
-    kind = type(codec).__name__
-    if kind == "MSRAHeatmap" and not codec.unbiased:
-        keypoints, scores = _decode_quarter(heatmaps)
-        return keypoints.cpu().numpy() * codec.scale_factor, scores.cpu().numpy()
-    if kind == "UDPHeatmap" and codec.heatmap_type == "gaussian":
-        keypoints, scores = _decode_udp(heatmaps, codec.blur_kernel_size)
-        return keypoints.cpu().numpy() / (size - 1) * codec.input_size, scores.cpu().numpy()
-    decoded = [codec.decode(heatmap) for heatmap in heatmaps.cpu().numpy()]
+    if _is_quarter(codec):
+        return found[0].numpy() * codec.scale_factor, found[1].numpy()
+    if _is_udp(codec):
+        return found[0].numpy() / (np.array(codec.heatmap_size) - 1) * codec.input_size, found[1].numpy()
+    decoded = [codec.decode(heatmap) for heatmap in found[0].numpy()]
     points, values = zip(*decoded, strict=True)
     return np.concatenate(points), np.concatenate(values)
+
+
+def _is_quarter(codec: Any) -> bool:
+    return type(codec).__name__ == "MSRAHeatmap" and not codec.unbiased
+
+
+def _is_udp(codec: Any) -> bool:
+    return type(codec).__name__ == "UDPHeatmap" and codec.heatmap_type == "gaussian"
 
 
 def _maxima(heatmaps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -306,10 +325,10 @@ def _decode_quarter(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
     return _or_outside(torch.stack([x, y], dim=-1) + 0.25 * shift, scores), scores
 
 
-def _decode_udp(heatmaps: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
+def _decode_udp(heatmaps: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
     """The top of the parabola through a blurred heatmap's logarithm (https://arxiv.org/abs/1911.07524)."""
     x, y, scores = _maxima(heatmaps)
-    near = _Around(_blur(heatmaps, kernel_size).clamp(1e-3, 50).log(), x, y)
+    near = _Around(_blur(heatmaps, kernel).clamp(1e-3, 50).log(), x, y)
     here, left, right, above, below = near(0, 0), near(-1, 0), near(1, 0), near(0, -1), near(0, 1)
     dx, dy = (right - left) / 2, (below - above) / 2
     epsilon = float(np.finfo(np.float32).eps)
@@ -317,20 +336,26 @@ def _decode_udp(heatmaps: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
     dxy = (near(1, 1) - right - below + 2 * here - left - above + near(-1, -1)) / 2
     determinant = dxx * dyy - dxy**2
     offset = torch.stack([dyy * dx - dxy * dy, dxx * dy - dxy * dx], dim=-1) / determinant[..., None]
-    offset = torch.where(determinant[..., None] != 0, offset, 0.0)
+    offset = offset.masked_fill(determinant[..., None] == 0, 0.0)
     return _or_outside(torch.stack([x, y], dim=-1) - offset, scores), scores
 
 
 def _or_outside(keypoints: Tensor, scores: Tensor) -> Tensor:
     """Put keypoints whose heatmap is nowhere positive at (-1, -1), as mmpose does."""
-    return torch.where(scores[..., None] > 0, keypoints, -1.0)
+    return keypoints.masked_fill(scores[..., None] <= 0, -1.0)
 
 
-def _blur(heatmaps: Tensor, kernel_size: int) -> Tensor:
+@lru_cache
+def _gaussian(size: int, device: torch.device) -> Tensor:
+    # Brought to the device once: each such copy would wait for all that the device has to do.
+    return torch.from_numpy(cv2.getGaussianKernel(size, 0, cv2.CV_32F)).flatten().to(device)
+
+
+def _blur(heatmaps: Tensor, kernel: Tensor) -> Tensor:
     """Blur by a Gaussian with nothing beyond the border; the highest value stays what it was."""
-    kernel = torch.from_numpy(cv2.getGaussianKernel(kernel_size, 0, cv2.CV_32F)).to(heatmaps.device).flatten()
+    half = len(kernel) // 2
     maps = heatmaps.flatten(0, 1)[:, None]
-    maps = F.conv2d(maps, kernel.view(1, 1, 1, -1), padding=(0, kernel_size // 2))
-    maps = F.conv2d(maps, kernel.view(1, 1, -1, 1), padding=(kernel_size // 2, 0))
+    maps = F.conv2d(maps, kernel.view(1, 1, 1, -1), padding=(0, half))
+    maps = F.conv2d(maps, kernel.view(1, 1, -1, 1), padding=(half, 0))
     blurred = maps.view_as(heatmaps)
     return blurred * (heatmaps.amax(dim=(2, 3), keepdim=True) / blurred.amax(dim=(2, 3), keepdim=True))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pipeline.errors import HarcacheError
 
@@ -98,6 +97,8 @@ def load_tensors(path: Path) -> dict[str, Any]:
     Raises:
         HarcacheError: the file is damaged or holds other Python objects.
     """
+    import torch  # seconds that those who only look for a file need not pay
+
     try:
         with torch.serialization.safe_globals(_NUMPY_GLOBALS):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -165,6 +166,8 @@ def _zoo_config(name: str) -> Path | None:
 
 def _fetch(source: _Source, folder: Path) -> Path:
     """Download beside the place, check the hash, then rename; shows progress on stderr."""
+    import torch
+
     path = folder / source.file
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,10 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert, nms
+from torchvision.ops import nms
 
-from models.inference import batch_size, check_finite, repeatable, run_in
+from models.batching import Finish, Image
+from models.inference import BatchRunner, not_finite, run_in
 from models.weights import load_tensors
 from pipeline.errors import HarcacheError
 from pipeline.params import Precision
@@ -31,6 +31,8 @@ __all__ = ["YoloNetwork", "prepare_ultralytics", "save_yolo"]
 _FORMAT = "harcache-yolo-1"
 # The library calls whatever function a model's description names, so a file may name only these.
 _LAYERS = {"Conv", "C2f", "SPPF", "Concat", "Detect", "Pose", "nn.Upsample"}
+_CPU_BATCH, _GPU_BATCH = 8, 32  # frames; blanks that fill a batch cost time on a CPU
+_CANDIDATES = 4096  # a frame; the best of some ten thousand, far more than persons are
 _GREY = 114  # what Ultralytics fills the border with, in training too
 
 
@@ -42,24 +44,36 @@ def save_yolo(model: Any, names: Mapping[int, str], path: Path) -> None:
 
 
 class YoloNetwork:
-    """A YOLO detector or pose network on one device.
+    """A YOLO detector or pose network on one device, as a `Network` takes and gives frames.
 
     Args:
         path: an Ultralytics checkpoint (.pt), or a file that ``save_yolo`` wrote.
         image_size: pixels of the longer side of the network's input; None: as it was trained.
         precision: number format of the layers before the head, which is float32.
+        score: the lowest score of a person, 0 to 1.
+        nms_iou: of two boxes that overlap more than this, the better one is kept.
+        limit: the most persons a frame.
 
     Raises:
         HarcacheError: Ultralytics is not installed, or the file is damaged, foreign or knows no persons.
     """
 
-    def __init__(self, path: Path, image_size: int | None, precision: Precision, device: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        image_size: int | None,
+        precision: Precision,
+        device: str,
+        *,
+        score: float,
+        nms_iou: float,
+        limit: int,
+    ) -> None:
         prepare_ultralytics()
         model, names, trained_size = _load(path)
-        self._name = path.name
-        self._precision: Precision = precision
-        self._device = device
-        self._batch = batch_size(device)
+        self.batch = _CPU_BATCH if device == "cpu" else _GPU_BATCH
+        self._score, self._nms_iou, self._limit = score, nms_iou, limit
+        self._error = not_finite(path.name, precision)
         self._image_size = image_size or trained_size
         self._stride = int(model.stride.max())
         self._person = _person_class(names, path)
@@ -73,48 +87,54 @@ class YoloNetwork:
             run_in(precision, layer)
         run_in("float32", head)
         self._network = model.to(device, memory_format=torch.channels_last)
+        self._anchors: dict[torch.Size, tuple[Tensor, Tensor]] = {}
+        self._runner = BatchRunner(self._run, self._best, self.batch, precision, device)
 
-    def predict(
-        self, frames: Sequence[np.ndarray], score: float, nms_iou: float, limit: int
-    ) -> list[np.ndarray]:
-        """Find the persons in frames.
+    def prepare(self, frame: np.ndarray) -> Image:
+        """Scale a frame, (H, W, 3) uint8 RGB, into the network's input."""
+        letterbox = _Letterbox.fit(frame.shape[:2], self._image_size, self._stride)
+        return Image(letterbox.image(frame), letterbox)
 
-        Args:
-            frames: (H, W, 3) uint8 RGB.
-            score: the lowest score, 0 to 1.
-            nms_iou: of two boxes that overlap more than this, the better one is kept.
-            limit: the most persons a frame.
+    def start(self, images: Sequence[Image]) -> Finish:
+        """Start to find the persons in frames.
 
-        Returns:
-            A frame's (n, 5 + 3 K) float32, best score first: x1 y1 x2 y2 in pixels within the frame, score,
-            then x y score of K keypoints (none for a detector).
+        Each one's result is (n, 5 + 3 K) float32, best score first: x1 y1 x2 y2 in pixels within the frame,
+        score, then x y score of K keypoints (none for a detector).
         """
-        found: list[np.ndarray] = []
-        for _, group in groupby(frames, key=np.shape):
-            alike = list(group)
-            for first in range(0, len(alike), self._batch):
-                batch = alike[first : first + self._batch]
-                letterbox = _Letterbox.fit(batch[0].shape[:2], self._image_size, self._stride)
-                for candidates in self._run(letterbox.images(batch, self._batch))[: len(batch)]:
-                    persons = self._persons(candidates, score, nms_iou)
-                    found.append(letterbox.undo(persons)[:limit])
-        return found
+        outputs = self._runner.start([image.pixels for image in images])
 
-    def _run(self, images: np.ndarray) -> Tensor:
-        """(B, h, w, 3) uint8 → (B, anchors, 4 + classes + 3 K) float32, on the CPU."""
-        with repeatable(self._precision):
-            pixels = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float() / 255
-            output = self._network(pixels)[0].float().cpu()
-        check_finite(output, self._name, self._precision)
-        return output.transpose(1, 2)
+        def finish() -> tuple[Sequence[np.ndarray | HarcacheError], float]:
+            (rows, counts, finite), seconds = outputs()
+            found = zip(rows, counts.tolist(), finite.tolist(), images, strict=True)
+            return [
+                self._persons(candidates[:count], image.place) if sound else self._error
+                for candidates, count, sound, image in found
+            ], seconds
 
-    def _persons(self, candidates: Tensor, score: float, nms_iou: float) -> np.ndarray:
-        candidates = candidates[candidates[:, 4 + self._person] >= score]
-        boxes = box_convert(candidates[:, :4], "cxcywh", "xyxy")
-        scores = candidates[:, 4 + self._person]
-        keypoints = candidates[:, 4 + self._classes :]
-        kept = nms(boxes, scores, nms_iou)
-        return torch.cat([boxes, scores[:, None], keypoints], dim=1)[kept].numpy()
+        return finish
+
+    def _run(self, images: Tensor) -> Tensor:
+        """(B, h, w, 3) uint8 → (B, 4 + classes + 3 K, anchors) float32."""
+        output = self._network(images.permute(0, 3, 1, 2).float() / 255)[0].float()
+        # The head makes new ones for another shape, but what a GPU has recorded reads those it was made with.
+        head = self._network.model[-1]
+        self._anchors[images.shape] = head.anchors, head.strides
+        return output
+
+    def _best(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the best candidates, (B, n, 5 + 3 K), how many have the score, and if all are numbers."""
+        scores, best = output[:, 4 + self._person].sort(dim=1, descending=True, stable=True)
+        scores, best = scores[:, :_CANDIDATES], best[:, :_CANDIDATES]
+        x, y, width, height = output[:, :4].gather(2, best[:, None].expand(-1, 4, -1)).unbind(1)
+        corners = [x - 0.5 * width, y - 0.5 * height, x + 0.5 * width, y + 0.5 * height]
+        keypoints = output[:, 4 + self._classes :]
+        keypoints = keypoints.gather(2, best[:, None].expand(-1, keypoints.shape[1], -1))
+        rows = torch.cat([torch.stack([*corners, scores], dim=-1), keypoints.transpose(1, 2)], dim=2)
+        return rows, (scores >= self._score).sum(1), output.isfinite().flatten(1).all(1)
+
+    def _persons(self, candidates: Tensor, letterbox: "_Letterbox") -> np.ndarray:
+        kept = nms(candidates[:, :4], candidates[:, 4], self._nms_iou)
+        return letterbox.undo(candidates[kept].numpy())[: self._limit]
 
 
 @dataclass(frozen=True)
@@ -147,17 +167,15 @@ class _Letterbox:
             input_width=width + border_x,
         )
 
-    def images(self, frames: Sequence[np.ndarray], size: int) -> np.ndarray:
-        """Return a batch of ``size``, (B, input_height, input_width, 3) uint8, blank after the frames."""
-        images = np.full((size, self.input_height, self.input_width, 3), _GREY, np.uint8)
-        inside = images[:, self.top : self.top + self.height, self.left : self.left + self.width]
-        for image, frame in zip(inside, frames, strict=False):
-            image[:] = cv2.resize(frame, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
-        return images
+    def image(self, frame: np.ndarray) -> np.ndarray:
+        """Return the frame as (input_height, input_width, 3) uint8."""
+        image = np.full((self.input_height, self.input_width, 3), _GREY, np.uint8)
+        inside = image[self.top : self.top + self.height, self.left : self.left + self.width]
+        inside[:] = cv2.resize(frame, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
+        return image
 
     def undo(self, persons: np.ndarray) -> np.ndarray:
-        """Bring boxes and keypoints into the frame's pixels; boxes are cut at its border, empty ones go."""
-        persons = persons.astype(np.float32)
+        """Bring boxes and keypoints into the frame's pixels, in place; boxes are cut at its border."""
         scale_x, scale_y = self.frame_width / self.width, self.frame_height / self.height
         for x in [0, 2, *range(5, persons.shape[1], 3)]:
             persons[:, x] = (persons[:, x] - self.left) * scale_x

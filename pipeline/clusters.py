@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from distributed import Client
     from distributed.deploy.cluster import Cluster
 
-__all__ = ["SLURM", "Site", "connected", "scheduler_address", "site"]
+__all__ = ["SLURM", "Site", "connected", "has_gpu", "scheduler_address", "site"]
 
 SLURM = "slurm"
 _MEMORY_PER_WORKER = 4 * 2**30  # bytes; a detector or pose network with a batch of frames needs under 3 GiB
@@ -122,6 +122,13 @@ def _local_workers(workers: int | None, gpus: int) -> tuple[int, int, int]:
 
     fitting = max(1, min(CPU_COUNT, MEMORY_LIMIT // _MEMORY_PER_WORKER))
     return workers or gpus or fitting, CPU_COUNT, MEMORY_LIMIT
+
+
+def has_gpu() -> bool:
+    """Return whether PyTorch can compute on a GPU of this machine."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _visible_gpus() -> list[str]:

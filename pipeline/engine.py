@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipeline.clusters import Site, connected, scheduler_address, site
+from pipeline.clusters import Site, connected, has_gpu, scheduler_address, site
 from pipeline.dispatch import Dispatch, died
 from pipeline.errors import HarcacheError, StandstillError
 from pipeline.plan import Unit
@@ -113,7 +113,7 @@ class Engine:
         if self._workers == 0:
             return _run_here(process, units, context)
         # Workers elsewhere may have GPUs that this machine lacks.
-        gpus = self._device == "cuda" or (self._device == "auto" and self.address is not None)
+        gpus = self._device == "cuda" or (self._device == "auto" and (self.address is not None or has_gpu()))
         if self._client is None:
             self._site = self._started.enter_context(site()) if self.address else None
             client = connected(self._workers, self.address, gpus)

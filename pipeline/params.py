@@ -23,6 +23,7 @@ __all__ = [
     "DetectParams",
     "EvaluateParams",
     "FramesParams",
+    "GivenBoxesParams",
     "HeatmapParams",
     "ImportedPoseParams",
     "IndexParams",
@@ -91,7 +92,10 @@ class IndexParams(_Params):
 
 @dataclass(frozen=True)
 class DetectParams(_Params):
-    """The person detector; ``image_size`` is pixels of the longer side."""
+    """The person detector; ``image_size`` is pixels of the longer side.
+
+    It looks at ``every`` so many frames, and between them persons move in straight lines.
+    """
 
     backend: Literal["ultralytics", "torchvision"]
     weights: str
@@ -100,6 +104,23 @@ class DetectParams(_Params):
     nms_iou: _Fraction
     max_persons: _Count
     precision: Precision
+    every: _Count = 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Stands for all values; the same as before there was ``every`` where every frame is looked at."""
+        values = asdict(self)
+        if self.every == 1:
+            del values["every"]
+        return fingerprint(values)
+
+
+@dataclass(frozen=True)
+class GivenBoxesParams(_Params):
+    """Boxes that are there already: ``source`` is a CSV or JSON file, see `stages.given_boxes`."""
+
+    backend: Literal["boxes"]
+    source: str
 
 
 @dataclass(frozen=True)
@@ -270,7 +291,7 @@ class DatasetParams(_Params):
 
     name: str
     index: IndexParams
-    detect: DetectParams | NoDetectParams
+    detect: DetectParams | GivenBoxesParams | NoDetectParams
     pose: PoseParams | ImportedPoseParams | KinectPoseParams
     crop: CropParams
     frames: FramesParams

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,12 +22,12 @@ from pipeline.plan import Unit, Wanted, plan
 from stages.workspace import Workspace
 
 __all__ = [
+    "AHEAD",
     "CLIPS_PER_PART",
     "Inputs",
     "Parts",
     "SkipError",
     "Timer",
-    "batches",
     "build_parts",
     "build_table_part",
     "ended",
@@ -40,6 +39,7 @@ __all__ = [
     "publish_part",
 ]
 
+AHEAD = " ahead"  # ends the names of times that threads spent beside the unit's own
 # Parts of the small stages: few enough clips that losing a unit costs a minute, enough that files stay few.
 CLIPS_PER_PART = 32
 
@@ -87,12 +87,6 @@ class Timer:
             if item is None:
                 return
             yield item
-
-
-def batches(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
-    """Cut ``items`` into lists of ``size``, the last one shorter."""
-    while batch := list(islice(items, size)):
-        yield batch
 
 
 def part_file(folder: Path, part: int) -> Path:
@@ -261,8 +255,11 @@ def _summary(stage: str, kept: int, reports: Sequence[Report]) -> str:
     seconds: Counter[str] = Counter()
     for report in reports:
         seconds.update(report.seconds)
-    whole = sum(seconds.values()) or 1.0
-    shares = ", ".join(f"{kind} {spent / whole:.0%}" for kind, spent in seconds.most_common())
+    own = {kind: spent for kind, spent in seconds.items() if not kind.endswith(AHEAD)}
+    whole = sum(own.values()) or 1.0
+    # Of the unit's own time first, then, of that same time, what ran beside it.
+    order = sorted(seconds, key=lambda kind: (kind not in own, -seconds[kind]))
+    shares = ", ".join(f"{kind} {seconds[kind] / whole:.0%}" for kind in order)
     frames = sum(report.frames for report in reports)
     rate = frames / whole
     return f"{stage}: {len(reports)} parts, {frames} frames, {rate:.0f} a second a worker ({shares})"

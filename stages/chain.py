@@ -14,8 +14,8 @@ import numpy as np
 from cache.codecs import decode_jpeg, encode_jpeg
 from cache.sampling import rgb_positions, stored_frames
 from cache.streaming import Batch, ClipDataset, RowReader
-from models.detectors import Detector, load_detector
-from models.pose_estimators import PoseEstimator, load_pose_estimator
+from models.detectors import load_detector
+from models.pose_estimators import load_pose_estimator
 from pipeline.errors import HarcacheError
 from pipeline.params import DatasetParams, DetectParams, PoseParams, RgbParams, SampleParams
 from pipeline.progress import Progress
@@ -69,8 +69,8 @@ class Chain:
                 "give --dataset, one of params.yaml that names a detector and a pose estimator"
             )
         self._params = params
-        self._detector: Detector = load_detector(detect, weights_dir, device)
-        self._estimator: PoseEstimator = load_pose_estimator(pose, weights_dir, device)
+        self._detector = load_detector(detect, weights_dir, device)
+        self._estimator = load_pose_estimator(pose, weights_dir, device)
 
     def look(self, path: Path, probe: Probe, spans: Sequence[tuple[int, int]], bar: Progress) -> list[Seen]:
         """Find the persons and poses of each span of frames; a frame in many spans is looked at once.

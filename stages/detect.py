@@ -1,57 +1,39 @@
 """Detect: the persons of every frame, as boxes in HDF5 parts.
 
-Frames are decoded once here and once more for pose: keeping them between would cost a hundred times the disk.
+The network looks at whole frames, many clips' in a batch; what it found is a clip's alone.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from cache.annotations import write_detections
-from models.detectors import Detector, load_detector
+from models.batching import Network
 from models.weights import find_weights
 from pipeline.clips import Clip, fingerprint, read_manifest
 from pipeline.engine import Engine, Report
 from pipeline.files import file_digest
 from pipeline.outcomes import Counts
-from pipeline.params import DatasetParams, DetectParams, NoDetectParams
+from pipeline.params import DatasetParams, DetectParams, GivenBoxesParams, NoDetectParams
 from pipeline.plan import Unit, Wanted
-from pipeline.video import read_frames
-from stages import imported_poses
-from stages.building import (
-    Parts,
-    Timer,
-    batches,
-    build_parts,
-    build_table_part,
-    ended,
-    finish,
-)
-from stages.workspace import Workspace, choose_device
+from stages import given_boxes, imported_poses
+from stages.building import Parts, Timer, build_parts, ended, finish
+from stages.extraction import Context, extract_part, extract_video
+from stages.tracking import link_persons
+from stages.workspace import Workspace
 
-__all__ = ["Context", "find_persons", "process", "run"]
+__all__ = ["between", "find_persons", "process", "run"]
 
-_BATCH = 32  # frames
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a unit needs beside its clips."""
-
-    folder: Path
-    videos: Path
-    params: DetectParams
-    weights_dir: Path | None
-    device: str
+_ANYWHERE = np.empty((0, 5), np.float32)  # a detector is given no boxes
 
 
 def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
     """Find the persons in every clip of the manifest."""
     if isinstance(params.detect, NoDetectParams):
         return imported_poses.run_without_detector(workspace, engine)
+    if isinstance(params.detect, GivenBoxesParams):
+        return given_boxes.run(params.detect, workspace, engine)
     clips = read_manifest(workspace.manifest)
     # Fetched here once, before many workers do; other weights of the same name make other boxes.
     weights = file_digest(find_weights(params.detect.weights, workspace.weights_dir))
@@ -67,30 +49,55 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
 
 def process(unit: Unit, context: Context) -> Report:
     """Make one part: the boxes of its clips."""
-    detector, timer = _detector(context), Timer()
-    return build_table_part(
-        context.folder, unit, lambda clip: _detect(clip, context, detector, timer), write_detections, timer
+    assert isinstance(context.params, DetectParams)
+    every = context.params.every
+
+    def wanted(clip: Clip) -> list[np.ndarray | None]:
+        looked = set(_looked_at(clip.frames, every))
+        return [_ANYWHERE if frame in looked else None for frame in range(clip.frames)]
+
+    return extract_part(
+        unit,
+        context,
+        wanted,
+        lambda clip, found: between(_looked_at(clip.frames, every), found),
+        write_detections,
     )
 
 
-def find_persons(frames: Iterator[np.ndarray], detector: Detector, timer: Timer) -> list[np.ndarray]:
-    """Return the boxes of each of the (H, W, 3) uint8 RGB frames, as `Detector.detect` gives them.
+def between(looked_at: Sequence[int], found: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return the boxes of all frames from those ``found``, (n, 5), in some, of which 0 is the first.
 
-    ``timer`` counts the network's time; a frame is not kept longer than its batch.
+    Who is seen on both sides of a gap moves in a straight line, score included; who is seen on one side only
+    stays up to the middle.
     """
-    boxes: list[np.ndarray] = []
-    for batch in batches(frames, _BATCH):
-        with timer("network"):
-            boxes += detector.detect(batch)
+    boxes = list(found[:1])
+    for (first, before), (last, after) in pairwise(zip(looked_at, found, strict=True)):
+        links = link_persons([before, after], len(before) + len(after))
+        steps = np.arange(1, last - first) / (last - first)
+        boxes += [_blend(before, after, links, step) for step in steps]
+        boxes.append(after)
     return boxes
 
 
-def _detect(clip: Clip, context: Context, detector: Detector, timer: Timer) -> list[np.ndarray]:
-    frames = timer.iterate("decode", read_frames(context.videos / clip.video, clip.start, clip.end))
-    return find_persons(frames, detector, timer)
+def _blend(before: np.ndarray, after: np.ndarray, links: np.ndarray, step: float) -> np.ndarray:
+    """Boxes at ``step`` (0 to 1) of the way, best score first."""
+    both = links[(links >= 0).all(axis=1)]
+    moving = (1 - step) * before[both[:, 0]] + step * after[both[:, 1]]
+    side, boxes = (0, before) if step < 0.5 else (1, after)
+    alone = boxes[links[(links[:, 1 - side] < 0), side]]
+    rows = np.concatenate([moving, alone]).astype(np.float32)
+    return rows[np.argsort(-rows[:, 4], kind="stable")]
 
 
-@lru_cache(maxsize=1)
-def _detector(context: Context) -> Detector:
-    # One network a process: loading it costs more than a unit's work.
-    return load_detector(context.params, context.weights_dir, choose_device(context.device))
+def _looked_at(frames: int, every: int) -> list[int]:
+    """Every so many frames, and the last one, so that nothing has to be guessed beyond what was seen."""
+    return sorted({*range(0, frames, every), frames - 1})
+
+
+def find_persons(frames: Iterable[np.ndarray], detector: Network, timer: Timer) -> list[np.ndarray]:
+    """Return the boxes in each of the (H, W, 3) uint8 RGB frames, (n, 5) float32: x1 y1 x2 y2 score.
+
+    ``timer`` counts the network's time; only a few batches of frames are kept at a time.
+    """
+    return extract_video(detector, ((frame, _ANYWHERE) for frame in frames), timer)

@@ -3,15 +3,12 @@
 Persons are linked by their boxes before any pose is estimated, so the network sees only those that are kept.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from cache.annotations import read_detections, write_poses
-from models.pose_estimators import PoseEstimator, load_pose_estimator
+from models.batching import Network
 from models.weights import find_config, find_weights
 from pipeline.clips import Clip, fingerprint, read_manifest
 from pipeline.engine import Engine, Report
@@ -19,39 +16,15 @@ from pipeline.files import file_digest
 from pipeline.outcomes import Counts
 from pipeline.params import DatasetParams, PoseParams
 from pipeline.plan import Unit, Wanted
-from pipeline.video import read_frames
 from stages import imported_poses
-from stages.building import (
-    Parts,
-    Timer,
-    batches,
-    build_parts,
-    build_table_part,
-    ended,
-    finish,
-    inputs_from,
-    parts_of,
-)
+from stages.building import Parts, Timer, build_parts, ended, finish, inputs_from, parts_of
+from stages.extraction import Context, extract_part, extract_video
 from stages.tracking import link_persons
 from stages.workspace import Workspace, choose_device
 
-__all__ = ["Context", "estimate_poses", "linked_poses", "process", "rows_of", "run"]
+__all__ = ["estimate_poses", "linked_poses", "process", "rows_of", "run"]
 
-_BATCH = 32  # frames
 _JOINTS = 17
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a unit needs beside its clips; ``token`` stands for the state of the detections."""
-
-    folder: Path
-    detections: Path
-    token: str
-    videos: Path
-    params: PoseParams
-    weights_dir: Path | None
-    device: str
 
 
 def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
@@ -72,12 +45,12 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
     ]
     context = Context(
         workspace.poses,
-        workspace.detections,
-        inputs.token,
         workspace.videos,
         params.pose,
         workspace.weights_dir,
         workspace.device,
+        workspace.detections,
+        inputs.token,
     )
     parts = Parts("pose", workspace.poses, workspace.poses, wanted)
     records = build_parts(parts, process, context, engine, workspace.retry_failed)
@@ -86,10 +59,19 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
 
 def process(unit: Unit, context: Context) -> Report:
     """Make one part: the poses of its clips."""
-    estimator, timer = _estimator(context), Timer()
-    return build_table_part(
-        context.folder, unit, lambda clip: _estimate(clip, context, estimator, timer), write_poses, timer
-    )
+    persons: dict[str, tuple[list[np.ndarray], np.ndarray]] = {}
+
+    def wanted(clip: Clip) -> list[np.ndarray | None]:
+        boxes = read_detections(parts_of(context.detections, context.token)[clip.id], clip.id)
+        links = link_persons(boxes, context.params.max_persons)
+        persons[clip.id] = boxes, links
+        return _chosen(boxes, rows_of(links))
+
+    def assemble(clip: Clip, found: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        boxes, links = persons[clip.id]
+        return linked_poses(links, _each_box(boxes, rows_of(links), found))
+
+    return extract_part(unit, context, wanted, assemble, write_poses)
 
 
 def rows_of(links: np.ndarray) -> list[np.ndarray]:
@@ -98,27 +80,38 @@ def rows_of(links: np.ndarray) -> list[np.ndarray]:
 
 
 def estimate_poses(
-    frames: Iterator[np.ndarray],
+    frames: Iterable[np.ndarray],
     boxes: Sequence[np.ndarray],
     rows: Sequence[np.ndarray],
-    estimator: PoseEstimator,
+    estimator: Network,
     timer: Timer,
 ) -> list[np.ndarray]:
     """Return the poses of each frame's boxes, (n, 17, 3) float32: x y in pixels of the frame, and score.
 
     ``frames`` are (H, W, 3) uint8 RGB, ``boxes`` each one's (n, 4 or more); only the boxes in ``rows`` are
-    estimated, the others are NaN with the score 0. ``timer`` counts the network's time; a frame is not kept
-    longer than its batch.
+    estimated, the others are NaN with the score 0. ``timer`` counts the network's time; only a few batches of
+    frames are kept at a time.
     """
-    poses: list[np.ndarray] = []
-    for batch in batches(frames, _BATCH):
-        part = slice(len(poses), len(poses) + len(batch))
-        chosen = [found[wanted] for found, wanted in zip(boxes[part], rows[part], strict=True)]
-        with timer("network"):
-            estimated = estimator.estimate(batch, chosen)
-        for found, wanted, pose in zip(boxes[part], rows[part], estimated, strict=True):
-            poses.append(np.tile(np.array([np.nan, np.nan, 0], np.float32), (len(found), _JOINTS, 1)))
-            poses[-1][wanted] = pose
+    chosen = zip(frames, _chosen(boxes, rows), strict=True)
+    found = extract_video(estimator, ((frame, box) for frame, box in chosen if box is not None), timer)
+    return _each_box(boxes, rows, found)
+
+
+def _chosen(boxes: Sequence[np.ndarray], rows: Sequence[np.ndarray]) -> list[np.ndarray | None]:
+    """The boxes in ``rows``; None where there are none, so that the network need not look."""
+    return [found[wanted] if len(wanted) else None for found, wanted in zip(boxes, rows, strict=True)]
+
+
+def _each_box(
+    boxes: Sequence[np.ndarray], rows: Sequence[np.ndarray], found: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Give every box of every frame its pose; ``found`` has those in ``rows``, if a frame has any."""
+    estimated = iter(found)
+    poses = []
+    for those, wanted in zip(boxes, rows, strict=True):
+        poses.append(np.tile(np.array([np.nan, np.nan, 0], np.float32), (len(those), _JOINTS, 1)))
+        if len(wanted):
+            poses[-1][wanted] = next(estimated)
     return poses
 
 
@@ -134,21 +127,3 @@ def linked_poses(links: np.ndarray, poses: Sequence[np.ndarray]) -> tuple[np.nda
         pose = poses[t][links[m, t]]
         keypoints[m, t], scores[m, t] = pose[:, :2], pose[:, 2]
     return keypoints, scores
-
-
-def _estimate(
-    clip: Clip, context: Context, estimator: PoseEstimator, timer: Timer
-) -> tuple[np.ndarray, np.ndarray]:
-    """Keypoints (M, T, 17, 2) and scores (M, T, 17) of the clip's persons."""
-    boxes = read_detections(parts_of(context.detections, context.token)[clip.id], clip.id)
-    links = link_persons(boxes, context.params.max_persons)
-    if not len(links):
-        return linked_poses(links, [])
-    frames = timer.iterate("decode", read_frames(context.videos / clip.video, clip.start, clip.end))
-    return linked_poses(links, estimate_poses(frames, boxes, rows_of(links), estimator, timer))
-
-
-@lru_cache(maxsize=1)
-def _estimator(context: Context) -> PoseEstimator:
-    # One network a process: loading it costs more than a unit's work.
-    return load_pose_estimator(context.params, context.weights_dir, choose_device(context.device))

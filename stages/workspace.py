@@ -8,7 +8,9 @@ from pathlib import Path
 
 from pipeline.errors import StandstillError
 
-__all__ = ["Workspace", "choose_device"]
+__all__ = ["AUTO", "Workspace", "choose_device"]
+
+AUTO = "auto"  # the device is chosen where the work is done, which may be another machine
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,13 @@ class Workspace:
 
 
 def choose_device(name: str | None) -> str:
-    """Return ``name``, or for None and "auto" the GPU if there is one.
+    """Return ``name``, or for None and `AUTO` the GPU if there is one.
 
     Raises StandstillError for a device that PyTorch can't use here.
     """
     import torch
 
-    if name in (None, "auto"):
+    if name is None or name == AUTO:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)

@@ -17,6 +17,7 @@ from models import yolo
 from models.detectors import load_detector
 from pipeline.errors import HarcacheError
 from pipeline.params import DetectParams
+from tests.models.extraction import detect
 
 if find_spec("ultralytics") is None:
     pytest.skip("the optional package ultralytics is not installed", allow_module_level=True)
@@ -71,8 +72,8 @@ def test_boxes_are_those_that_ultralytics_finds(weights):
     theirs.model = make_yolo()
     detector = load_detector(PARAMS, weights)
     frames = make_frames(3)
-    assert sum(len(boxes) for boxes in detector.detect(frames)) > 0
-    for frame, boxes in zip(frames, detector.detect(frames), strict=True):
+    assert sum(len(boxes) for boxes in detect(detector, frames)) > 0
+    for frame, boxes in zip(frames, detect(detector, frames), strict=True):
         found = theirs.predict(
             frame[..., ::-1], imgsz=128, conf=0.3, iou=0.5, max_det=4, device="cpu", verbose=False, save=False
         )[0].boxes
@@ -81,7 +82,7 @@ def test_boxes_are_those_that_ultralytics_finds(weights):
 
 
 def test_boxes_lie_in_the_frame_best_first_and_at_most_max_persons(weights):
-    for boxes in load_detector(replace(PARAMS, score=0.0), weights).detect(make_frames(5)):
+    for boxes in detect(load_detector(replace(PARAMS, score=0.0), weights), make_frames(5)):
         assert boxes.dtype == np.float32
         assert boxes.shape == (4, 5)
         assert (boxes[:, :2] >= 0).all()
@@ -94,20 +95,20 @@ def test_boxes_lie_in_the_frame_best_first_and_at_most_max_persons(weights):
 def test_a_frames_boxes_do_not_depend_on_what_shares_its_batch(weights, precision):
     detector = load_detector(replace(PARAMS, precision=precision), weights)
     frames = make_frames(11)
-    together = detector.detect(frames)
+    together = detect(detector, frames)
     for frame, boxes in zip(frames, together, strict=True):
-        np.testing.assert_array_equal(detector.detect([frame])[0], boxes)
+        np.testing.assert_array_equal(detect(detector, [frame])[0], boxes)
 
 
 def test_frames_of_several_sizes_keep_their_order(weights):
     detector = load_detector(PARAMS, weights)
     frames = [*make_frames(2), *make_frames(2, height=200, width=90), *make_frames(1)]
-    for frame, boxes in zip(frames, detector.detect(frames), strict=True):
-        np.testing.assert_array_equal(detector.detect([frame])[0], boxes)
+    for frame, boxes in zip(frames, detect(detector, frames), strict=True):
+        np.testing.assert_array_equal(detect(detector, [frame])[0], boxes)
 
 
 def test_no_frames_give_no_boxes(weights):
-    assert load_detector(PARAMS, weights).detect([]) == []
+    assert detect(load_detector(PARAMS, weights), []) == []
 
 
 def test_only_the_class_person_counts(tmp_path):
@@ -116,9 +117,9 @@ def test_only_the_class_person_counts(tmp_path):
         branch[-1].weight.data[2] = 0
         branch[-1].bias.data[2] = -20
     yolo.save_yolo(model, {0: "cat", 1: "person", 2: "dog"}, tmp_path / "net.pt")
-    assert any(map(len, load_detector(PARAMS, tmp_path).detect(make_frames(3))))
+    assert any(map(len, detect(load_detector(PARAMS, tmp_path), make_frames(3))))
     yolo.save_yolo(model, {0: "cat", 1: "dog", 2: "person"}, tmp_path / "net.pt")
-    assert not any(map(len, load_detector(PARAMS, tmp_path).detect(make_frames(3))))
+    assert not any(map(len, detect(load_detector(PARAMS, tmp_path), make_frames(3))))
 
 
 def test_weights_without_the_class_person_are_an_error(tmp_path):
@@ -132,7 +133,7 @@ def test_ultralytics_own_checkpoints_give_the_same_boxes(weights, tmp_path):
     model.names = {0: "person"}
     torch.save({"model": model.half(), "train_args": {"imgsz": 640}}, tmp_path / "net.pt")
     frames = make_frames(2)
-    ours, theirs = (load_detector(PARAMS, folder).detect(frames) for folder in (weights, tmp_path))
+    ours, theirs = (detect(load_detector(PARAMS, folder), frames) for folder in (weights, tmp_path))
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -171,7 +172,7 @@ def test_output_that_is_not_finite_is_an_error_not_an_empty_frame(tmp_path):
     model.model[0].conv.weight.data[0] = float("inf")
     yolo.save_yolo(model, {0: "person"}, tmp_path / "net.pt")
     with pytest.raises(HarcacheError, match="the output in float32 is not finite"):
-        load_detector(PARAMS, tmp_path).detect(make_frames(1))
+        detect(load_detector(PARAMS, tmp_path), make_frames(1))
 
 
 @pytest.mark.slow  # a fresh process imports torch and Ultralytics
@@ -208,7 +209,7 @@ def rcnn_weights(tmp_path_factory):
 def test_faster_rcnn_finds_boxes_in_the_frame(rcnn_weights, precision):
     params = replace(PARAMS, backend="torchvision", score=0.0, image_size=64, precision=precision)
     detector = load_detector(params, rcnn_weights)
-    found = detector.detect(make_frames(2))
+    found = detect(detector, make_frames(2))
     assert len(found) == 2
     for boxes in found:
         assert boxes.dtype == np.float32

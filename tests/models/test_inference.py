@@ -9,6 +9,7 @@ import torch
 from models.detectors import load_detector
 from models.inference import repeatable
 from pipeline.params import DetectParams
+from tests.models.extraction import detect
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +25,7 @@ def test_boxes_are_the_same_with_any_number_of_threads() -> None:
     found = []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        found.append(np.concatenate(detector.detect(frames)).tobytes())
+        found.append(np.concatenate(detect(detector, frames)).tobytes())
     assert len(found[0]) > 100
     assert found == found[:1] * 3
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from models import mmcv_stub, yolo
-from models.pose_estimators import _decode, _matched, load_pose_estimator
+from models.pose_estimators import _finish_decoding, _matched, _start_decoding, load_pose_estimator
 from models.weights import find_config
 from pipeline.errors import HarcacheError
 from pipeline.params import PoseParams
+from tests.models.extraction import estimate
 
 mmcv_stub.install()
 
@@ -60,7 +61,7 @@ def assert_equal_to_mmpose(model, params, folder, frames, boxes):
     from mmpose.apis import inference_topdown
 
     model.test_cfg["flip_test"] = params.flip_test
-    found = load_pose_estimator(params, folder).estimate(frames, boxes)
+    found = estimate(load_pose_estimator(params, folder), frames, boxes)
     pairs = list(zip(frames, boxes, strict=True))
     expected = [inference_topdown(model, frame[..., ::-1], persons) for frame, persons in pairs]
     persons = [sample.pred_instances for samples in expected for sample in samples]
@@ -111,7 +112,7 @@ def test_heatmaps_are_decoded_as_mmpose_does(codec):
     rng = np.random.default_rng(0)
     keypoints = rng.uniform(-0.02, 1.02, (8, 1, 17, 2)).astype(np.float32) * codec.input_size
     heatmaps = np.stack([codec.encode(person)["heatmaps"] for person in keypoints]).astype(np.float32)
-    found, scores = _decode(torch.from_numpy(heatmaps), codec)
+    found, scores = _finish_decoding(_start_decoding(torch.from_numpy(heatmaps), codec), codec)
     expected = [codec.decode(heatmap) for heatmap in heatmaps]
     seen = scores > 0
     np.testing.assert_allclose(found[seen], np.concatenate([e[0] for e in expected])[seen], atol=1e-3)
@@ -120,7 +121,8 @@ def test_heatmaps_are_decoded_as_mmpose_does(codec):
 
 @pytest.mark.parametrize("kind", ["UDPHeatmap", "MSRAHeatmap"])
 def test_a_blank_heatmap_gives_a_keypoint_without_score(kind):
-    keypoints, scores = _decode(torch.zeros(1, 17, 32, 24), make_codec(kind, sigma=1.5))
+    codec = make_codec(kind, sigma=1.5)
+    keypoints, scores = _finish_decoding(_start_decoding(torch.zeros(1, 17, 32, 24), codec), codec)
     assert (scores == 0).all()
     assert np.isfinite(keypoints).all()
 
@@ -130,16 +132,16 @@ def test_a_persons_keypoints_do_not_depend_on_who_shares_the_batch(demo, precisi
     estimator = load_pose_estimator(replace(DEMO, precision=precision), demo[1])
     frames = make_frames(5)
     boxes = [BOXES, BOXES[:0], BOXES[:2], BOXES, BOXES[1:]]
-    together = estimator.estimate(frames, boxes)
+    together = estimate(estimator, frames, boxes)
     for frame, persons, keypoints in zip(frames, boxes, together, strict=True):
         for box, points in zip(persons, keypoints, strict=True):
-            np.testing.assert_array_equal(estimator.estimate([frame], [box[None]])[0][0], points)
+            np.testing.assert_array_equal(estimate(estimator, [frame], [box[None]])[0][0], points)
 
 
 def test_scores_in_bfloat16_are_near_those_in_float32(demo):
     frames, boxes = make_frames(1), [BOXES]
     exact, rounded = (
-        load_pose_estimator(replace(DEMO, precision=precision), demo[1]).estimate(frames, boxes)[0]
+        estimate(load_pose_estimator(replace(DEMO, precision=precision), demo[1]), frames, boxes)[0]
         for precision in ("float32", "bfloat16")
     )
     np.testing.assert_allclose(rounded[..., 2], exact[..., 2], atol=0.05)
@@ -148,17 +150,17 @@ def test_scores_in_bfloat16_are_near_those_in_float32(demo):
 
 def test_a_frame_without_persons_has_no_keypoints(demo):
     estimator = load_pose_estimator(DEMO, demo[1])
-    assert [found.shape for found in estimator.estimate(make_frames(2), [BOXES[:0], BOXES])] == [
+    assert [found.shape for found in estimate(estimator, make_frames(2), [BOXES[:0], BOXES])] == [
         (0, 17, 3),
         (3, 17, 3),
     ]
-    assert estimator.estimate([], []) == []
+    assert estimate(estimator, [], []) == []
 
 
 @pytest.mark.parametrize("box", [[10, 10, 10, 50], [10, 50, 40, 20], [0, 0, float("nan"), 9]])
 def test_an_empty_box_is_an_error(demo, box):
-    with pytest.raises(HarcacheError, match=r"frame 1: the box .* is empty or not finite"):
-        load_pose_estimator(DEMO, demo[1]).estimate(make_frames(2), [BOXES, np.array([box])])
+    with pytest.raises(HarcacheError, match=r"the box .* is empty or not finite"):
+        estimate(load_pose_estimator(DEMO, demo[1]), make_frames(2), [BOXES, np.array([box])])
 
 
 def test_weights_of_another_network_are_an_error(tmp_path):
@@ -204,7 +206,7 @@ def test_the_light_backend_gives_keypoints_to_each_box(yolo_pose):
     params = replace(DEMO, backend="ultralytics", flip_test=False)
     frames = make_frames(2)
     whole = np.array([[0, 0, 160, 120]], np.float32)
-    one, two = load_pose_estimator(params, yolo_pose).estimate(frames, [whole, BOXES[:0]])
+    one, two = estimate(load_pose_estimator(params, yolo_pose), frames, [whole, BOXES[:0]])
     assert one.shape == (1, 17, 3)
     assert np.isfinite(one).all()
     assert two.shape == (0, 17, 3)

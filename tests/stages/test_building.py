@@ -23,7 +23,6 @@ from stages import crop, detect, heatmap, pose, rgb
 from stages.building import (
     Parts,
     Timer,
-    batches,
     build_parts,
     ended,
     finish,
@@ -263,11 +262,6 @@ def test_a_stage_that_has_not_run_is_named(workspace: Workspace) -> None:
         HarcacheError, match=r"detections lacks 2 of 6 clips, first 'c4'; run its stage first"
     ):
         inputs_from(workspace.detections, _clips(6))
-
-
-def test_batches_hold_every_item_once_and_only_the_last_is_short() -> None:
-    assert list(batches(iter(range(7)), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert list(batches(iter([]), 3)) == []
 
 
 def test_a_timer_adds_up_by_kind_also_when_the_block_raises() -> None:

@@ -1,0 +1,30 @@
+"""Networks are tried the way the stages use them: fed from threads, in batches."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from models.batching import Network, extract
+from pipeline.errors import HarcacheError
+
+
+def detect(detector: Network, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return each frame's boxes."""
+    return [found for (found,) in _extract(detector, frames, [np.empty((0, 5))] * len(frames))]
+
+
+def estimate(
+    estimator: Network, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Return the keypoints of each frame's boxes."""
+    nobody = np.empty((0, 17, 3), np.float32)
+    return [np.concatenate([nobody, *found]) for found in _extract(estimator, frames, boxes)]
+
+
+def _extract(
+    network: Network, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray]
+) -> list[list[np.ndarray]]:
+    found = extract(network, {"clip": zip(frames, boxes, strict=True)}, threads=1)["clip"]
+    if isinstance(found, HarcacheError):
+        raise found
+    return found
