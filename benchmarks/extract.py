@@ -109,7 +109,7 @@ def _measure_pose(
     torch.save(theirs.state_dict(), folder / "net.pth")
     params = PoseParams("mmpose", _CONFIG, "net.pth", True, _PERSONS, precision)
     ours = load_pose_estimator(params, folder, device)
-    film = _film(folder / "film.mp4", size.frames)
+    film = _film(folder / "film.mp4", max(size.frames, size.slow))
 
     def per_frame() -> None:
         for frame, boxes in _read(film, size.slow):
@@ -132,7 +132,7 @@ def _measure_detect(
     theirs = YOLO(str(folder / "yolo.pt"), task="detect", verbose=False)
     params = DetectParams("ultralytics", "yolo.pt", 640, _SCORE, _NMS_IOU, _PERSONS, precision)
     ours = load_detector(params, folder, device)
-    film = _film(folder / "long.mp4", size.frames)
+    film = _film(folder / "long.mp4", max(size.frames, size.slow))
     options: dict[str, Any] = {
         "imgsz": 640,
         "conf": _SCORE,

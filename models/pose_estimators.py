@@ -230,7 +230,9 @@ def _read_config(path: Path) -> Any:
 
 def _build(config: Any, path: Path) -> Any:
     from mmengine.registry import init_default_scope
-    from mmpose.models import build_pose_estimator
+
+    with mmcv_stub.without_training():
+        from mmpose.models import build_pose_estimator
 
     init_default_scope("mmpose")
     # The config would fetch the backbone's ImageNet weights, which the checkpoint replaces.

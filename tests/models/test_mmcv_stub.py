@@ -1,11 +1,14 @@
 """mmpose imports without mmcv's compiled operations, and says so where one is called."""
 
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 
 from models import mmcv_stub
 from pipeline.errors import HarcacheError
+from tests.projects import ROOT
 
 
 def test_the_compiled_operations_can_be_imported_and_looked_up():
@@ -22,3 +25,18 @@ def test_calling_a_compiled_operation_says_that_it_is_missing():
         pytest.skip("the full mmcv is installed")
     with pytest.raises(HarcacheError, match=r"mmcv\.ops\.nms was called, but mmcv is installed without"):
         extension.nms(None, None)
+
+
+def test_mmposes_models_load_without_what_only_training_needs():
+    script = """
+import sys
+from models import mmcv_stub
+mmcv_stub.install()
+with mmcv_stub.without_training():
+    from mmpose.models import heads
+assert not {"scipy.stats", "xtcocotools"} & set(sys.modules)
+assert not any(name.startswith("mmpose.datasets") for name in sys.modules)
+heads.heatmap_heads.heatmap_head.pose_pck_accuracy()
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert "pose_pck_accuracy was called, but mmpose was loaded for inference" in done.stderr
