@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cache.annotations import read_detections
 from pipeline.clips import read_manifest, write_manifest
@@ -15,6 +17,7 @@ from pipeline.outcomes import Counts, read_failures
 from pipeline.params import DatasetParams
 from stages import detect
 from stages.building import part_file
+from stages.detect import between
 from stages.evaluate import detection_quality
 from stages.workspace import Workspace
 
@@ -91,3 +94,52 @@ def test_unknown_weights_are_named_before_any_work(short: Workspace, params: Dat
     with pytest.raises(HarcacheError, match="weights 'demo-yol' are not in"):
         _run(unknown, short)
     assert list(short.detections.iterdir()) == []
+
+
+def _box(x: float, score: float = 0.5) -> list[float]:
+    return [x, 10, x + 40, 90, score]
+
+
+def _found(*boxes: list[float]) -> np.ndarray:
+    return np.array(boxes, np.float32).reshape(-1, 5)
+
+
+def test_between_two_frames_a_person_moves_in_a_straight_line() -> None:
+    boxes = between([0, 4], [_found(_box(100, 0.4), _box(10, 0.3)), _found(_box(14, 0.9), _box(92, 0.5))])
+    assert [[round(float(row[0])) for row in frame] for frame in boxes] == [
+        *([100, 10], [98, 11], [12, 96], [13, 94], [14, 92])
+    ]  # fmt: skip
+    np.testing.assert_allclose(boxes[3][:, 4], [0.75, 0.475], atol=1e-6)
+
+
+def test_who_is_seen_on_one_side_only_stays_up_to_the_middle() -> None:
+    boxes = between([0, 5, 6], [_found(_box(10)), _found(_box(200)), _found()])
+    assert [frame[:, 0].tolist() for frame in boxes] == [[10], [10], [10], [200], [200], [200], []]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    frames=st.lists(st.lists(st.floats(0, 300), max_size=3), min_size=1, max_size=12),
+    every=st.integers(1, 6),
+)
+def test_frames_that_were_looked_at_keep_their_boxes(frames: list[list[float]], every: int) -> None:
+    everywhere = [_found(*map(_box, xs)) for xs in frames]
+    looked_at = sorted({*range(0, len(frames), every), len(frames) - 1})
+    boxes = between(looked_at, [everywhere[frame] for frame in looked_at])
+    assert len(boxes) == len(frames)
+    for frame in looked_at:
+        np.testing.assert_array_equal(boxes[frame], everywhere[frame])
+    assert all((np.diff(found[:, 4]) <= 0).all() for found in boxes)
+    assert all((found[:, 2] > found[:, 0]).all() for found in boxes)
+
+
+def test_every_third_frame_finds_nearly_as_many(short: Workspace, params: DatasetParams) -> None:
+    every = replace(params, detect=replace(params.detect, every=3))
+    assert _run(every, short) == Counts(2, 0, 0)
+    truth = read_truth(short.videos)
+    assert truth is not None
+    for clip in read_manifest(short.manifest):
+        found = read_detections(part_file(short.detections, 0), clip.id)
+        assert len(found) == clip.frames
+        right, _, true = detection_quality(found, list(truth[clip.id].boxes.swapaxes(0, 1)))
+        assert right / true > 0.9

@@ -1,0 +1,152 @@
+"""Boxes that another program found take the detector's place, once they are checked."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache.annotations import read_detections
+from pipeline.clips import read_manifest
+from pipeline.engine import Engine
+from pipeline.errors import HarcacheError
+from pipeline.outcomes import Counts, read_failures
+from pipeline.params import DatasetParams, GivenBoxesParams
+from stages import detect
+from stages.building import part_file
+from stages.given_boxes import read_boxes
+from stages.workspace import Workspace
+
+_HEADER = "clip,frame,x1,y1,x2,y2,score\n"
+
+
+def _boxes_of(workspace: Workspace) -> dict[str, list[np.ndarray]]:
+    return {
+        clip.id: read_detections(part_file(workspace.detections, 0), clip.id)
+        for clip in read_manifest(workspace.manifest)
+    }
+
+
+def _csv(boxes: dict[str, list[np.ndarray]]) -> str:
+    rows = [
+        f"{clip},{frame},{','.join(str(float(value)) for value in box)}\n"
+        for clip, frames in boxes.items()
+        for frame, found in enumerate(frames)
+        for box in found
+    ]
+    return _HEADER + "".join(rows)
+
+
+def _run(params: DatasetParams, workspace: Workspace, source: Path) -> Counts:
+    with Engine(workers=0) as engine:
+        return detect.run(replace(params, detect=GivenBoxesParams("boxes", str(source))), workspace, engine)
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_the_boxes_of_a_file_are_those_of_the_clips(
+    own_demo: Workspace, params: DatasetParams, tmp_path: Path, kind: str
+) -> None:
+    boxes = _boxes_of(own_demo)
+    source = tmp_path / f"boxes.{kind}"
+    rows = [line.split(",") for line in _csv(boxes).split()]
+    if kind == "csv":
+        source.write_text(_csv(boxes))
+    else:
+        objects = [dict(zip(rows[0], [row[0], *map(float, row[1:])], strict=True)) for row in rows[1:]]
+        source.write_text(json.dumps(objects))
+    assert _run(params, own_demo, source) == Counts(len(boxes), 0, 0)
+    for clip, found in _boxes_of(own_demo).items():
+        for ours, theirs in zip(found, boxes[clip], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_changed_clip_alone_changes_its_part_and_nobody_is_no_failure(
+    own_demo: Workspace, params: DatasetParams, tmp_path: Path
+) -> None:
+    source = tmp_path / "boxes.csv"
+    source.write_text(_HEADER)
+    assert _run(params, own_demo, source).ok == len(_boxes_of(own_demo))
+    assert not any(map(len, np.concatenate(list(_boxes_of(own_demo).values()), axis=0)))
+    part = part_file(own_demo.detections, 0)
+    before = part.stat().st_mtime_ns
+    _run(params, own_demo, source)
+    assert part.stat().st_mtime_ns == before
+    clip = read_manifest(own_demo.manifest)[0].id
+    source.write_text(f"{_HEADER}{clip},3,10,20,30,60,0.5\n")
+    _run(params, own_demo, source)
+    assert _boxes_of(own_demo)[clip][3].tolist() == [[10, 20, 30, 60, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [("99999,1,1,9,9,1", "go up to frame 99999"), ("2,1,1,9999,9,1", r"leaves the image, which has 320x240")],
+)
+def test_boxes_that_a_clip_has_no_place_for_fail_it_alone(
+    own_demo: Workspace, params: DatasetParams, tmp_path: Path, row: str, reason: str
+) -> None:
+    clips = read_manifest(own_demo.manifest)
+    source = tmp_path / "boxes.csv"
+    source.write_text(f"{_HEADER}{clips[1].id},{row}\n")
+    assert _run(params, own_demo, source) == Counts(len(clips) - 1, 0, 1)
+    ((name, status, why),) = read_failures(own_demo.failures("detect"))
+    assert (name, status) == (clips[1].id, "failed")
+    assert re.search(reason, why)
+
+
+def test_boxes_of_a_clip_that_is_not_there_are_an_error(
+    own_demo: Workspace, params: DatasetParams, tmp_path: Path
+) -> None:
+    clip = read_manifest(own_demo.manifest)[0].id
+    (tmp_path / "boxes.csv").write_text(f"{_HEADER}{clip}x,0,1,1,9,9,1\n")
+    with pytest.raises(HarcacheError, match=rf"1 clips that the manifest lacks, first '{clip}x'.*{clip}"):
+        _run(params, own_demo, tmp_path / "boxes.csv")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("a,0,1,1,9,9,nan\n", r"row 1 \(clip a, .*score nan\) has a value that is no number"),
+        ("a,0,1,1,9,9,1\na,1,,1,9,9,1\n", "row 2 .* has a value that is no number"),
+        ("a,0,1,1,9,nine,1\n", "row 1 .* has a value that is no number"),
+        ("a,0,1,1,9,inf,1\n", "row 1 .* has a value that is no number"),
+        ("a,0,-1,1,9,9,1\n", "row 1 .* has a negative coordinate"),
+        ("a,-1,1,1,9,9,1\n", "row 1 .* has a frame that is no whole number"),
+        ("a,0.5,1,1,9,9,1\n", "row 1 .* has a frame that is no whole number"),
+        ("a,0,9,1,9,9,1\n", "row 1 .* has an empty box"),
+        ("a,0,1,1,9,9,1.5\n", "row 1 .* has a score outside 0 to 1"),
+        ("a,3,1,1,9,9,1\nb,0,1,1,9,9,1\na,2,1,1,9,9,1\n", "row 3 .* has a frame before that of an earlier"),
+    ],
+)
+def test_a_wrong_row_is_named(tmp_path: Path, rows: str, message: str) -> None:
+    (tmp_path / "boxes.csv").write_text(_HEADER + rows)
+    with pytest.raises(HarcacheError, match=message):
+        read_boxes(tmp_path / "boxes.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("boxes.csv", b"clip,frame,x1\n", "has no column 'y1'; expected clip,frame,x1,y1,x2,y2,score"),
+        ("boxes.csv", b"", "is no table of boxes"),
+        ("boxes.csv", b"\xff\xfe\x00,", "is no table of boxes"),
+        ("boxes.json", b"{", "is no table of boxes"),
+        ("boxes.json", b"3", "is no table of boxes"),
+        ("boxes.json", b"[3]", "no table of boxes|no column"),
+        ("boxes.json", b'[{"clip": "a", "frame": [1]}]', "has no column 'x1'"),
+        ("none.csv", None, r"none.csv can't be read \(No such file"),
+    ],
+)
+def test_a_file_that_is_no_table_of_boxes_is_an_error(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(HarcacheError, match=message):
+        read_boxes(tmp_path / name)
+
+
+def test_a_clip_may_be_called_what_pandas_takes_for_nothing(tmp_path: Path) -> None:
+    (tmp_path / "boxes.csv").write_text(f"{_HEADER}NA,0,1,1,9,9,1\n007,0,1,1,9,9,1\n")
+    assert list(read_boxes(tmp_path / "boxes.csv")) == ["NA", "007"]
