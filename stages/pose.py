@@ -20,7 +20,7 @@ from stages import imported_poses
 from stages.building import Parts, Timer, build_parts, ended, finish, inputs_from, parts_of
 from stages.extraction import Context, extract_part, extract_video
 from stages.tracking import link_persons
-from stages.workspace import Workspace, choose_device
+from stages.workspace import Workspace
 
 __all__ = ["estimate_poses", "linked_poses", "process", "rows_of", "run"]
 
