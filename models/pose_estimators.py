@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import cv2
@@ -20,7 +21,7 @@ from torchvision.ops import box_iou
 
 from models import mmcv_stub
 from models.batching import Finish, Image, Network
-from models.inference import BatchRunner, not_finite, run_in
+from models.inference import BatchRunner, not_finite, repeatable, run_in
 from models.weights import find_config, find_weights, load_tensors
 from models.yolo import YoloNetwork
 from pipeline.errors import HarcacheError
@@ -51,24 +52,31 @@ def load_pose_estimator(params: PoseParams, weights_dir: Path | None = None, dev
     """
     if params.backend == "ultralytics":
         return _YoloPose(params, find_weights(params.weights, weights_dir), device)
-    return _TopDown(params, find_config(params.config), find_weights(params.weights, weights_dir), device)
+    config_path = find_config(params.config)
+    config = _read_config(config_path)
+    weights = find_weights(params.weights, weights_dir)
+    kind = _TopDown if _is_heatmaps(config) else _OtherTopDown
+    return kind(params, config, config_path, weights, device)
 
 
 class _TopDown:
-    """A network of mmpose: crop by the config's transforms, mean with the mirrored crop, decode."""
+    """A heatmap network of mmpose: crop as the config says, mean with the mirrored crop, decode."""
 
-    def __init__(self, params: PoseParams, config_path: Path, weights: Path, device: str) -> None:
-        config = _read_config(config_path)
+    def __init__(
+        self, params: PoseParams, config: Any, config_path: Path, weights: Path, device: str
+    ) -> None:
         self.batch = _CPU_BATCH if device == "cpu" else _GPU_BATCH
         self._crop = _Crop.of(config, config_path)
         self._error = not_finite(weights.name, params.precision)
         self._flip_test = params.flip_test
+        self._precision = params.precision
         self._model = _build(config, config_path)
         self._codec = self._model.head.decoder
         _load_state(self._model, weights)
         self._model.backbone = _fused(self._model.backbone)
         run_in(params.precision, self._model.backbone)
-        run_in("float32", self._model.head)
+        for part in (self._model.neck, self._model.head) if self._model.with_neck else (self._model.head,):
+            run_in("float32", part)
         self._model.to(device, memory_format=torch.channels_last)
         self._mirrored = torch.tensor(COCO_MIRRORED, device=device)
         self._runner = BatchRunner(self._heatmaps, self._reduce, self.batch, params.precision, device)
@@ -82,22 +90,31 @@ class _TopDown:
         def finish() -> tuple[Sequence[np.ndarray | HarcacheError], float]:
             (finite, *reduced), seconds = outputs()
             keypoints, scores = _finish_decoding(reduced, self._codec)
-            corner, scale = np.stack([image.place for image in images], axis=1)[:, :, None]
-            keypoints = keypoints / np.array(self._codec.input_size) * scale + corner
-            found = np.concatenate([keypoints, scores[..., None]], axis=2).astype(np.float32)
-            sound = zip(found[:, None], finite.tolist(), strict=True)
-            return [one if fine else self._error for one, fine in sound], seconds
+            return self._in_frame(keypoints, scores, finite.tolist(), images), seconds
 
         return finish
 
+    def _in_frame(
+        self, keypoints: np.ndarray, scores: np.ndarray, finite: Sequence[bool], images: Sequence[Image]
+    ) -> list[np.ndarray | HarcacheError]:
+        """Bring keypoints from the network's input, (B, K, 2), into frames: (1, K, 3) float32 an image."""
+        corner, scale = np.stack([image.place for image in images], axis=1)[:, :, None]
+        keypoints = keypoints / np.array(self._crop.size) * scale + corner
+        found = np.concatenate([keypoints, scores[..., None]], axis=2).astype(np.float32)
+        return [one if sound else self._error for one, sound in zip(found[:, None], finite, strict=True)]
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        """(B, h, w, 3) uint8 RGB → (B, 3, h, w) float32."""
+        preprocessor = self._model.data_preprocessor
+        return (images.permute(0, 3, 1, 2).float() - preprocessor.mean) / preprocessor.std
+
     def _heatmaps(self, images: Tensor) -> Tensor:
         """(B, h, w, 3) uint8 RGB → (B, 17, H, W) float32."""
-        preprocessor = self._model.data_preprocessor
-        pixels = (images.permute(0, 3, 1, 2).float() - preprocessor.mean) / preprocessor.std
-        heatmaps = self._model.head(self._model.backbone(pixels))
+        pixels = self._pixels(images)
+        heatmaps = self._model.head(self._model.extract_feat(pixels))
         if not self._flip_test:
             return heatmaps
-        mirrored = self._model.head(self._model.backbone(pixels.flip(-1))).flip(-1)
+        mirrored = self._model.head(self._model.extract_feat(pixels.flip(-1))).flip(-1)
         mirrored = mirrored.index_select(1, self._mirrored)
         if self._model.test_cfg.get("shift_heatmap", False):
             mirrored[..., 1:] = mirrored[..., :-1].clone()
@@ -105,6 +122,33 @@ class _TopDown:
 
     def _reduce(self, heatmaps: Tensor) -> tuple[Tensor, ...]:
         return heatmaps.isfinite().flatten(1).all(1), *_start_decoding(heatmaps, self._codec)
+
+
+class _OtherTopDown(_TopDown):
+    """Any other top-down network of mmpose (SimCC, regression): its head decodes, and the device waits."""
+
+    def start(self, images: Sequence[Image]) -> Finish:
+        """Find keypoints at once: heads decode on the CPU, each in its own way."""
+        from mmpose.structures import PoseDataSample
+
+        begun = perf_counter()
+        batch = np.zeros((self.batch, *images[0].pixels.shape), np.uint8)
+        batch[: len(images)] = [image.pixels for image in images]
+        about = {"flip_indices": list(COCO_MIRRORED), "input_size": self._crop.size}
+        test = {**self._model.test_cfg, "flip_test": self._flip_test}
+        with repeatable(self._precision):
+            pixels = self._pixels(torch.from_numpy(batch).to(self._mirrored.device))
+            features = self._model.extract_feat(pixels)
+            if self._flip_test:
+                features = [features, self._model.extract_feat(pixels.flip(-1))]
+            samples = [PoseDataSample(metainfo=about)] * self.batch
+            found = self._model.head.predict(features, samples, test_cfg=test)[: len(images)]
+        keypoints = np.concatenate([np.asarray(one.keypoints) for one in found])
+        scores = np.concatenate([np.asarray(one.keypoint_scores) for one in found])
+        finite = np.isfinite(keypoints).all(axis=(1, 2)) & np.isfinite(scores).all(axis=1)
+        results = self._in_frame(keypoints, scores, finite.tolist(), images)
+        seconds = perf_counter() - begun
+        return lambda: (results, seconds)
 
 
 @dataclass(frozen=True)
@@ -214,18 +258,23 @@ def _read_config(path: Path) -> Any:
     config = Config.fromfile(path)
     try:
         trained_on = config.test_dataloader.dataset.type
-        decoder = config.model.head.decoder
-        flip_mode = config.model.test_cfg.get("flip_mode", "heatmap")
+        head, decoder = config.model.head.type, config.model.head.decoder.type
+        kind = config.model.type
     except (AttributeError, KeyError) as error:
         raise HarcacheError(
             f"{path}: not a top-down config of mmpose 1.x ({error}); use such a config"
         ) from error
-    if trained_on != "CocoDataset" or config.model.head.type != "HeatmapHead" or flip_mode != "heatmap":
+    if trained_on != "CocoDataset" or kind != "TopdownPoseEstimator":
         raise HarcacheError(
-            f"{path}: a {config.model.head.type} trained on {trained_on} with {decoder.type}; "
-            "expected heatmaps of the 17 keypoints of CocoDataset, such as an HRNet's"
+            f"{path}: a {kind} with a {head} trained on {trained_on} with {decoder}; "
+            "expected a top-down network for the 17 keypoints of CocoDataset, such as an HRNet"
         )
     return config
+
+
+def _is_heatmaps(config: Any) -> bool:
+    flip_mode = config.model.get("test_cfg", {}).get("flip_mode", "heatmap")
+    return config.model.head.type == "HeatmapHead" and flip_mode == "heatmap"
 
 
 def _build(config: Any, path: Path) -> Any:
@@ -238,10 +287,9 @@ def _build(config: Any, path: Path) -> Any:
     # The config would fetch the backbone's ImageNet weights, which the checkpoint replaces.
     config.model.backbone.init_cfg = None
     model = build_pose_estimator(config.model).eval()
-    if model.head.out_channels != _KEYPOINTS:
-        raise HarcacheError(
-            f"{path}: finds {model.head.out_channels} keypoints; expected COCO's {_KEYPOINTS}"
-        )
+    found = getattr(model.head, "out_channels", None) or getattr(model.head, "num_joints", None)
+    if found != _KEYPOINTS:
+        raise HarcacheError(f"{path}: finds {found} keypoints; expected COCO's {_KEYPOINTS}")
     return model
 
 

@@ -38,13 +38,15 @@ def make_frames(count, seed=0):
 def make_model(config):
     """mmpose's own model with random weights whose heatmaps have clear maxima."""
     from mmpose.apis import init_model
+    from mmpose.models.heads import HeatmapHead
 
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mmpose looks for COCO's description first beside the caller
         model = init_model(str(find_config(config)), None, "cpu")
-    torch.nn.init.normal_(model.head.final_layer.weight, std=0.3)
-    torch.nn.init.constant_(model.head.final_layer.bias, 0.1)
+    if isinstance(model.head, HeatmapHead):
+        torch.nn.init.normal_(model.head.final_layer.weight, std=0.3)
+        torch.nn.init.constant_(model.head.final_layer.bias, 0.1)
     return model
 
 
@@ -87,6 +89,17 @@ def test_keypoints_of_hrnet_w32_are_those_that_mmpose_finds(tmp_path):
     model = make_model(config)
     torch.save(model.state_dict(), tmp_path / "net.pth")
     assert_equal_to_mmpose(model, replace(DEMO, config=config), tmp_path, make_frames(1), [BOXES])
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["rtmpose-t_8xb256-420e_coco-256x192", "td-reg_mobilenetv2_rle-pretrained-8xb64-210e_coco-256x192"],
+)
+def test_keypoints_of_other_top_down_networks_are_those_that_mmpose_finds(tmp_path, config):
+    model = make_model(config)
+    torch.save(model.state_dict(), tmp_path / "net.pth")
+    path = str(find_config(config))
+    assert_equal_to_mmpose(model, replace(DEMO, config=path), tmp_path, make_frames(1), [BOXES])
 
 
 def make_codec(kind, **settings):
