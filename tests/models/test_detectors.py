@@ -175,21 +175,38 @@ def test_output_that_is_not_finite_is_an_error_not_an_empty_frame(tmp_path):
         detect(load_detector(PARAMS, tmp_path), make_frames(1))
 
 
-@pytest.mark.slow  # a fresh process imports torch and Ultralytics
-def test_ultralytics_leaves_no_files_in_the_home_folder(weights, tmp_path):
+@pytest.mark.slow  # a fresh process imports torch, Ultralytics and mmpose
+def test_no_network_is_asked_nothing_installed_and_nothing_left_in_the_home_folder(weights, tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "YOLO_CONFIG_DIR"}
     script = f"""
+import sys
+seen = []
+asked = ("socket.connect", "socket.getaddrinfo", "socket.sendto", "urllib.Request")
+def look(event, what):
+    if event in asked or (event == "subprocess.Popen" and "pip" in what[1]):
+        seen.append((event, what))
+sys.addaudithook(look)
 from pathlib import Path
+import numpy as np
+from models.batching import extract
 from models.detectors import load_detector
-from pipeline.params import DetectParams
-load_detector({PARAMS!r}, Path({str(weights)!r}))
+from models.pose_estimators import load_pose_estimator
+from pipeline.params import DetectParams, PoseParams
+pose = PoseParams("mmpose", "demo-hrnet", "demo-hrnet", False, 2, "float32")
+frame, boxes = np.zeros((120, 160, 3), np.uint8), np.array([[10, 10, 90, 110, 1.0]])
+for network in (load_detector({PARAMS!r}, Path({str(weights)!r})), load_pose_estimator(pose)):
+    found = extract(network, {{"clip": [(frame, boxes)]}}, 1)
+    assert len(found["clip"]) == 1, found
+assert not seen, seen
 """
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", script],
-        check=True,
         env={**environment, "HOME": str(tmp_path), "TMPDIR": str(tmp_path), "XDG_CONFIG_HOME": ""},
         cwd=Path(yolo.__file__).parents[1],
+        capture_output=True,
+        text=True,
     )
+    assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
