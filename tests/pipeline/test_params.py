@@ -105,7 +105,7 @@ def test_the_fingerprint_follows_the_values_alone(tmp_path: Path) -> None:
         ("pose.flip_test", 1, "datasets.demo.pose.flip_test is 1: expected true or false"),
         ("index.layout", 5, "datasets.demo.index.layout is 5: expected text"),
         ("detect.backend", "ultralitics", "backend is 'ultralitics'. Did you mean 'ultralytics'?"),
-        ("detect.backend", ["a"], r"backend is \['a'\]. Known: none, torchvision, ultralytics."),
+        ("detect.backend", ["a"], r"backend is \['a'\]. Known: boxes, none, torchvision, ultralytics."),
         ("train.model.rgb_blocks", 3, "rgb_blocks is 3: expected a list"),
         ("train.model.rgb_blocks", [3, "x"], r"rgb_blocks\[1\] is 'x': expected a whole number"),
         ("frames.max_frames", 0, "max_frames is 0: expected a whole number of 1 or more"),

@@ -107,7 +107,7 @@ def _found(*boxes: list[float]) -> np.ndarray:
 def test_between_two_frames_a_person_moves_in_a_straight_line() -> None:
     boxes = between([0, 4], [_found(_box(100, 0.4), _box(10, 0.3)), _found(_box(14, 0.9), _box(92, 0.5))])
     assert [[round(float(row[0])) for row in frame] for frame in boxes] == [
-        *([100, 10], [98, 11], [12, 96], [13, 94], [14, 92])
+        *([100, 10], [11, 98], [12, 96], [13, 94], [14, 92])
     ]  # fmt: skip
     np.testing.assert_allclose(boxes[3][:, 4], [0.75, 0.475], atol=1e-6)
 
