@@ -19,7 +19,7 @@ from pipeline.errors import HarcacheError
 __all__ = ["main"]
 
 _STAGES = {
-    "index": "Look at the videos and write the manifest; what did not change is not opened again.",
+    "index": "Look at the videos that are new or changed, write the manifest, and say what was left out.",
     "detect": "Find the persons of every frame.",
     "pose": "Estimate their keypoints and link them over time.",
     "crop": "Box each clip's persons.",

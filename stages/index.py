@@ -121,7 +121,7 @@ def _described(clips: Sequence[Clip], classes: Mapping[str, Sequence[str]]) -> s
     videos = len({clip.video for clip in clips})
     frames = sum(clip.frames for clip in clips)
     hours = sum(clip.frames / clip.fps for clip in clips if clip.fps) / 3600
-    lines = [f"index: {len(clips)} clips of {videos} videos, {frames} frames, {hours:.3g} hours"]
+    lines = [f"index: {len(clips)} clips of {videos} videos, {frames} frames, {hours:.4f} hours"]
     for protocol, names in classes.items():
         sides = Counter(clip.split(protocol) for clip in clips)
         counted = [f"{sides[side]} {side}" for side in ("train", "val", "test") if sides[side]]

@@ -237,6 +237,37 @@ def test_videos_left_out_by_the_layout_count_as_skipped(tmp_path: Path) -> None:
     assert (second.label("xview"), second.split("xsub"), second.split("xview")) == (59, "test", "train")
 
 
+def test_labels_and_splits_of_a_protocol_reach_the_manifest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = (
+        "Laydown_p03_r00_v07_c02",
+        "Walk_p03_r00_v07_c01",
+        "Walk_p19_r14_v04_c03",
+        "Pour.Fromcup_p03_r00_v07_c01",
+    )
+    for name in names:
+        _write(tmp_path / "videos" / f"{name}.mp4", 3)
+    out = tmp_path / "out"
+    assert _index(_params("toyota_smarthome"), tmp_path / "videos", out) == Counts(ok=3, skipped=1, failed=0)
+    clips = {clip.id: clip for clip in read_manifest(out / "manifest.csv")}
+    assert {name: (dict(clip.labels), dict(clip.splits)) for name, clip in clips.items()} == {
+        names[0]: ({"cs": 14}, {"cs": "train"}),
+        names[1]: ({"cs": 29, "cv1": 18, "cv2": 18}, {"cs": "train", "cv1": "train", "cv2": "train"}),
+        names[2]: ({"cs": 29, "cv1": 18, "cv2": 18}, {"cs": "val", "cv2": "train"}),
+    }
+    classes = read_classes(out / "classes.csv")
+    assert (classes["cs"][29], classes["cv1"][18], classes["cv2"][18]) == ("Walk", "Walk", "Walk")
+    assert capsys.readouterr().out.splitlines() == [
+        "index: 3 clips of 3 videos, 9 frames, 0.0001 hours",
+        "index: cs: 31 classes, 2 train, 1 val",
+        "index: cv1: 19 classes, 1 train, 2 in no split",
+        "index: cv2: 19 classes, 2 train, 1 in no split",
+        f"index: 1 skipped (activity Pour.Fromcup is in no protocol): {names[3]}.mp4",
+        "index: 3 ok, 1 skipped, 0 failed of 4 clips",
+    ]
+
+
 def test_a_touched_video_keeps_its_fingerprint(videos: Path, tmp_path: Path, probed: list[str]) -> None:
     out = tmp_path / "out"
     _index(_params(), videos, out)
@@ -297,7 +328,7 @@ def test_clips_of_long_videos_are_checked_against_the_counted_frames(
     ]
     shown = capsys.readouterr().out.splitlines()
     assert shown[:3] == [
-        "index: 5 clips of 2 videos, 42 frames, 0.000467 hours",
+        "index: 5 clips of 2 videos, 42 frames, 0.0005 hours",
         "index: xview: 51 classes, 1 train, 4 test",
         f"index: 2 repaired ({told}): 0002-L_F00005_A04, 0002-L_F00010_A03",
     ]
