@@ -146,7 +146,8 @@ class _Tables:
 class ImportedPoses:
     """A file that ``write_imported_poses`` wrote, open for reading.
 
-    ``ids`` are its clips in order, ``digests`` and ``frames`` are by id, ``splits`` the ids of each split.
+    ``ids`` are its clips in order, ``digests`` and ``frames`` are by id, ``splits`` the ids of each split;
+    ``in_space`` tells whether they have positions.
     Raises ``CacheError``, with the file's name, when it is missing, damaged or another kind of file.
     """
 
@@ -172,6 +173,17 @@ class ImportedPoses:
         self.digests = dict(zip(self.ids, digests, strict=True))
         self.frames: dict[str, int] = dict(zip(self.ids, self._shape[:, 1].tolist(), strict=True))
         self._numbers = {id: number for number, id in enumerate(self.ids)}
+        self.in_space = "positions" in self._file
+
+    def image_size(self, id: str) -> tuple[int, int] | None:
+        """Return height and width of the picture that a clip's keypoints lie in, None where not known."""
+        height, width = self._sizes[self._numbers[id]].tolist()
+        return (height, width) if height else None
+
+    def label(self, id: str) -> int | None:
+        """Return a clip's label, None where it is not known."""
+        label = int(self._labels[self._numbers[id]])
+        return None if label < 0 else label
 
     def read(self, id: str) -> ImportedPose:
         """Read the poses of a clip; a damaged table raises ``CacheError``."""
@@ -180,13 +192,10 @@ class ImportedPoses:
             keypoints, scores, positions = (self._rows(number, name) for name in _ROW_TABLES)
         except _UNREADABLE as error:
             raise CacheError(f"{self.path}: clip '{id}' cannot be read ({error}); {_REMEDY}") from error
-        height, width = self._sizes[number].tolist()
-        label = int(self._labels[number])
-        size = (height, width) if height else None
-        return ImportedPose(id, keypoints, scores, positions, size, None if label < 0 else label)
+        return ImportedPose(id, keypoints, scores, positions, self.image_size(id), self.label(id))
 
     def _rows(self, number: int, name: str) -> Any:
-        if name == "positions" and name not in self._file:
+        if name == "positions" and not self.in_space:
             return None
         rows = self._file[name][self._start[number] : self._start[number + 1]]
         return rows.reshape(*self._shape[number], *rows.shape[1:])

@@ -22,6 +22,7 @@ from pipeline.parts import Outcome
 from pipeline.probes import Probed, look_at, read_probes, recorder, write_probes
 from pipeline.progress import progress
 from stages.building import finish
+from stages.pose_clips import clips_of_poses
 from stages.workspace import Workspace
 
 __all__ = ["run"]
@@ -36,6 +37,22 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine, *, threads:
     Counts are clips, and videos left out by the layout as skipped. ``threads`` None is one a core; workers of
     the engine are not needed. Raises HarcacheError, after everything is written, when too many failed.
     """
+    if params.index.layout == "poses":
+        found = clips_of_poses(params)
+    else:
+        found = _clips_of_videos(params, workspace, threads)
+    clips, notes, classes = found
+    write_manifest(workspace.manifest, clips)
+    write_classes(workspace.classes, classes)
+    print(_described(clips, classes))
+    print(_noted(notes, workspace.failures("index")), end="")
+    return finish("index", workspace, notes, len(clips))
+
+
+def _clips_of_videos(
+    params: DatasetParams, workspace: Workspace, threads: int | None
+) -> tuple[list[Clip], list[Outcome], dict[str, tuple[str, ...]]]:
+    """Return the clips, what there is to tell of others, and the class names of each protocol."""
     found = scan(params.index.layout, workspace.videos, params.index)
     names = sorted({entry.video for entry in found.entries})
     probed = _probe_all(workspace, names, threads)
@@ -45,11 +62,7 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine, *, threads:
         clip, note = _clip(entry, probed[entry.video])
         clips += [clip] if clip else []
         notes += [note] if note else []
-    write_manifest(workspace.manifest, clips)
-    write_classes(workspace.classes, found.classes)
-    print(_described(clips, found.classes))
-    print(_noted(notes, workspace.failures("index")), end="")
-    return finish("index", workspace, notes, len(clips))
+    return clips, notes, dict(found.classes)
 
 
 def _probe_all(workspace: Workspace, names: Sequence[str], threads: int | None) -> dict[str, Probed]:
