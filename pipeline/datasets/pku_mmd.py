@@ -53,7 +53,7 @@ def scan_pku_mmd(root: Path, params: IndexParams) -> Scan:
     entries = []
     for stem, video in videos.items():
         splits = tuple((protocol, side[stem]) for protocol, side in sides.items() if stem in side)
-        found, repeated = _read_labels(root, labels[stem], video)
+        found, repeated = _read_labels(root, labels[stem])
         if not found:
             left_out.append((video, f"its label file {labels[stem]} is empty"))
         entries += [_entry(video, action, tuple(sides), splits) for action in found]
@@ -128,7 +128,7 @@ def _only_label_file(files: Sequence[str]) -> str:
     return chosen[0]
 
 
-def _read_labels(root: Path, file: str, video: str) -> tuple[list[_Action], list[tuple[str, str]]]:
+def _read_labels(root: Path, file: str) -> tuple[list[_Action], list[tuple[str, str]]]:
     """Return the actions of a label file, and (place, why) of the rows that repeat an earlier one."""
     actions: dict[tuple[int, int], tuple[int, _Action]] = {}
     repeated = []
@@ -146,7 +146,7 @@ def _parse_row(path: Path, line: int, text: str) -> _Action:
     match = _ROW.fullmatch(text)
     if match is None or not 1 <= int(match[1]) <= len(CLASSES):
         raise HarcacheError(
-            f"{path}, line {line}: '{_shortened(text)}': expected label,start,end,confidence in whole "
+            f"{path}, line {line}: {_shortened(text)!r}: expected label,start,end,confidence in whole "
             f"numbers, with a label from 1 to {len(CLASSES)} and frames from 0; mend the row or remove it"
         )
     number, first, last = map(int, match.groups())
@@ -183,7 +183,7 @@ def _read_split(path: Path) -> dict[str, str]:
         for stem in filter(None, map(str.strip, (header[2] if header else text).split(","))):
             if not side or not _STEM.fullmatch(stem):
                 raise HarcacheError(
-                    f"{path}, line {line}: '{_shortened(stem)}': expected 'Training videos:' or 'Validation "
+                    f"{path}, line {line}: {_shortened(stem)!r}: expected 'Training videos:' or 'Validation "
                     "videos:', each before a list of names like 0002-L, with commas"
                 )
             if sides.setdefault(stem, side) != side:
@@ -194,7 +194,7 @@ def _read_split(path: Path) -> dict[str, str]:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Give the lines that are not empty, without white space around them, with their numbers from 1."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise HarcacheError(f"{path}, line {line}: is no text ({error.reason}): mend the file") from error
