@@ -20,7 +20,7 @@ _COLUMNS = ("id", "status", "reason")
 
 
 class Ended(Protocol):
-    """A clip's id and its end: status "ok", "skipped" or "failed", and the reason if not ok."""
+    """A clip's id and its end: status "ok", "skipped", "failed" or (ok after all) "repaired", and why."""
 
     @property
     def id(self) -> str: ...  # noqa: D102

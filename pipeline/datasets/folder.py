@@ -1,7 +1,7 @@
 """Any videos: a folder a class, or a CSV table of ``path,label`` and more; one protocol, "default".
 
 Who is tested comes from the table's column ``split``, from named subjects, or from a hash of the seed, which
-never puts a group, a subject or a video on two sides. Clips without a label are indexed too, in no split.
+never parts a group, else a subject, else a video. Clips without a label are indexed too, in no split.
 """
 
 import csv
@@ -156,8 +156,8 @@ def _compiled(pattern: str | None) -> re.Pattern[str] | None:
 def _group(stem: str, row: Mapping[str, str], pattern: re.Pattern[str] | None) -> str:
     """Name what a clip must not be parted from; a name with "clip" in front is a video by itself."""
     match = pattern.search(row["path"]) if pattern else None
-    if row.get("group") or match:
-        return f"group {row.get('group') or (match and match[0])}"
+    if name := row.get("group") or (match and match[0]):
+        return f"group {name}"
     return f"subject {int(row['subject'])}" if row.get("subject") else f"clip {stem}"
 
 
