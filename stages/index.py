@@ -22,7 +22,6 @@ from pipeline.parts import Outcome
 from pipeline.probes import Probed, look_at, read_probes, recorder, write_probes
 from pipeline.progress import progress
 from stages.building import finish
-from stages.pose_clips import clips_of_poses
 from stages.workspace import Workspace
 
 __all__ = ["run"]
@@ -38,6 +37,9 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine, *, threads:
     the engine are not needed. Raises HarcacheError, after everything is written, when too many failed.
     """
     if params.index.layout == "poses":
+        # It loads Zarr, which looking at videos need not wait for.
+        from stages.pose_clips import clips_of_poses
+
         found = clips_of_poses(params)
     else:
         found = _clips_of_videos(params, workspace, threads)
