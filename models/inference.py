@@ -4,6 +4,7 @@ A batch always has the same size, filled up with blank images, since kernels are
 kernels round differently: so a clip's result does not depend on what shares its batches.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
@@ -20,6 +21,7 @@ from pipeline.params import Precision
 __all__ = ["BatchRunner", "not_finite", "repeatable", "run_in"]
 
 Outputs = tuple[Tensor, ...]
+_log = logging.getLogger(__name__)
 _RECORDED = 4  # shapes; each keeps its memory
 
 
@@ -75,7 +77,7 @@ class BatchRunner:
         reduce: that tensor → the few tensors to bring back, on the device too.
     """
 
-    record = True
+    record = True  # whether a GPU's kernels are recorded
 
     def __init__(
         self,
@@ -99,9 +101,7 @@ class BatchRunner:
         """
         on_gpu = self._device.type == "cuda"
         pixels = torch.empty((self._batch, *images[0].shape), dtype=torch.uint8, pin_memory=on_gpu)
-        for number, image in enumerate(images):
-            pixels[number] = torch.from_numpy(image)
-        pixels[len(images) :] = 0
+        _fill(pixels, images)
         run = self._start_on_gpu if on_gpu else self._run_on_cpu
         with repeatable(self._precision):
             finish = run(pixels)
@@ -140,8 +140,25 @@ class BatchRunner:
         if pixels.shape not in self._recorded:
             if len(self._recorded) == _RECORDED:
                 del self._recorded[next(iter(self._recorded))]
-            self._recorded[pixels.shape] = _Recorded(self._network, pixels)
+            try:
+                self._recorded[pixels.shape] = _Recorded(self._network, pixels)
+            except RuntimeError as error:
+                _log.warning("the network can't be recorded as a CUDA graph, so it runs slower: %s", error)
+                self.record = False
+                return self._network(pixels)
         return self._recorded[pixels.shape](pixels)
+
+
+def _fill(pixels: Tensor, images: Sequence[np.ndarray]) -> None:
+    """Copy the images into the batch, blank after them.
+
+    As plain bytes: other ways let go of Python's lock at each image and queue for it behind every thread that
+    decodes.
+    """
+    flat, size = memoryview(pixels.numpy()).cast("B"), images[0].nbytes
+    for number, image in enumerate(images):
+        flat[number * size : (number + 1) * size] = memoryview(np.ascontiguousarray(image)).cast("B")
+    pixels[len(images) :] = 0
 
 
 class _Recorded:

@@ -24,6 +24,7 @@ from stages.workspace import choose_device
 
 __all__ = ["Context", "extract_part", "extract_video"]
 
+_MOST_THREADS = 16  # a decoder of 1920x1080 keeps some 50 MB of frames
 _Result = TypeVar("_Result")
 
 
@@ -106,7 +107,8 @@ def _frames(
 def _threads() -> int:
     # The engine shares the cores out among its workers by this variable.
     given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) else len(os.sched_getaffinity(0))
+    cores = int(given) if given.isdigit() and int(given) else len(os.sched_getaffinity(0))
+    return min(cores, _MOST_THREADS)
 
 
 @lru_cache(maxsize=1)

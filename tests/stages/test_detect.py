@@ -65,8 +65,10 @@ def short(own_demo: Workspace) -> Workspace:
 
 
 def test_boxes_depend_on_the_clip_alone_and_a_second_run_touches_nothing(
-    short: Workspace, demo: Workspace, params: DatasetParams
+    short: Workspace, demo: Workspace, params: DatasetParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Two clips are read at once, so that they share batches as it happens.
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert _run(params, short) == Counts(2, 0, 0)
     part = part_file(short.detections, 0)
     for clip in read_manifest(short.manifest):
