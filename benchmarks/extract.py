@@ -94,7 +94,9 @@ def as_table(results: Mapping[str, Any]) -> str:
         shares = results[f"{stage}.shares"]
         lines.append("  of the time: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
         if f"{stage}.unrecorded" in results:
-            lines.append(f"  without CUDA graphs {results[f'{stage}.unrecorded']:.1f} {unit} a second")
+            same = "the same" if results[f"{stage}.same_unrecorded"] else "OTHER"
+            rate = results[f"{stage}.unrecorded"]
+            lines.append(f"  without CUDA graphs {rate:.1f} {unit} a second, {same} results")
     return "\n".join(lines)
 
 
@@ -175,18 +177,24 @@ def _compare(
         f"{stage}.shares": _shares(usages[1:]),
     }
     if torch.cuda.is_initialized():
+        recorded = _extract(ours, film, size, threads, Usage())
         BatchRunner.record = False
         unrecorded = side_by_side({"": batched}, 1)
-        BatchRunner.record = True
         results[f"{stage}.unrecorded"] = images / unrecorded[""]
+        results[f"{stage}.same_unrecorded"] = recorded == _extract(ours, film, size, threads, Usage())
+        BatchRunner.record = True
     return results
 
 
-def _extract(network: Network, film: Path, size: _Size, threads: int, usage: Usage) -> None:
+def _extract(network: Network, film: Path, size: _Size, threads: int, usage: Usage) -> list[bytes]:
+    """Run over all clips and return what was found in each, to compare."""
     sources = {clip: _read(film, size.frames) for clip in range(size.clips)}
+    results = []
     for found in extract(network, sources, threads, usage).values():
         if isinstance(found, HarcacheError):
             raise found
+        results.append(b"".join(one.tobytes() for frame in found for one in frame))
+    return results
 
 
 def _alone(network: Network, film: Path, batches: int) -> float:

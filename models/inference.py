@@ -155,9 +155,9 @@ def _fill(pixels: Tensor, images: Sequence[np.ndarray]) -> None:
     As plain bytes: other ways let go of Python's lock at each image and queue for it behind every thread that
     decodes.
     """
-    flat, size = memoryview(pixels.numpy()).cast("B"), images[0].nbytes
+    flat, size = pixels.numpy().data.cast("B"), images[0].nbytes
     for number, image in enumerate(images):
-        flat[number * size : (number + 1) * size] = memoryview(np.ascontiguousarray(image)).cast("B")
+        flat[number * size : (number + 1) * size] = np.ascontiguousarray(image).data.cast("B")
     pixels[len(images) :] = 0
 
 

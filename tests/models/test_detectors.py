@@ -100,6 +100,14 @@ def test_a_frames_boxes_do_not_depend_on_what_shares_its_batch(weights, precisio
         np.testing.assert_array_equal(detect(detector, [frame])[0], boxes)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_finds_what_a_cpu_finds_in_frames_of_several_sizes(weights):
+    frames = [*make_frames(3), *make_frames(3, height=200, width=90), *make_frames(2)]
+    on_cpu, on_gpu = (load_detector(PARAMS, weights, device) for device in ("cpu", "cuda"))
+    for expected, found in zip(*(detect(one, frames) for one in (on_cpu, on_gpu)), strict=True):
+        np.testing.assert_allclose(found, expected, atol=0.05)
+
+
 def test_frames_of_several_sizes_keep_their_order(weights):
     detector = load_detector(PARAMS, weights)
     frames = [*make_frames(2), *make_frames(2, height=200, width=90), *make_frames(1)]

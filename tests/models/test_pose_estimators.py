@@ -151,6 +151,17 @@ def test_a_persons_keypoints_do_not_depend_on_who_shares_the_batch(demo, precisi
             np.testing.assert_array_equal(estimate(estimator, [frame], [box[None]])[0][0], points)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_finds_what_a_cpu_finds_whatever_shares_the_batch(demo):
+    frames, boxes = make_frames(3), [BOXES, BOXES[:1], BOXES[1:]]
+    on_cpu, on_gpu = (load_pose_estimator(DEMO, demo[1], device) for device in ("cpu", "cuda"))
+    for expected, found in zip(*(estimate(one, frames, boxes) for one in (on_cpu, on_gpu)), strict=True):
+        np.testing.assert_allclose(found[..., 2], expected[..., 2], atol=1e-3)
+        assert np.median(np.abs(found - expected)[..., :2]) < 0.01
+    for frame, persons, found in zip(frames, boxes, estimate(on_gpu, frames, boxes), strict=True):
+        np.testing.assert_array_equal(estimate(on_gpu, [frame], [persons])[0], found)
+
+
 def test_scores_in_bfloat16_are_near_those_in_float32(demo):
     frames, boxes = make_frames(1), [BOXES]
     exact, rounded = (
