@@ -74,5 +74,14 @@ def logits_of(network: nn.Module, batch: Mapping[str, Tensor]) -> list[Tensor]:
 
 @torch.inference_mode()
 def scores_of(network: nn.Module, batch: Mapping[str, Tensor]) -> np.ndarray:
-    """Return the sum of the heads' logits for a batch that is ready: (B, classes) float64."""
-    return torch.stack(logits_of(network, batch)).sum(0).double().cpu().numpy()
+    """Return the sum of the heads' logits for a batch that is ready: (B, classes) float64.
+
+    Raises HarcacheError for a network whose answers are no finite numbers: diverged, or damaged.
+    """
+    scores = torch.stack(logits_of(network, batch)).sum(0).double().cpu().numpy()
+    if not np.isfinite(scores).all():
+        raise HarcacheError(
+            "the network scores a clip with values that are no finite numbers; copy its file again, or train "
+            "it again with a smaller learning rate"
+        )
+    return scores

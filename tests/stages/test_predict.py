@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
@@ -225,6 +226,21 @@ def test_a_folder_without_videos_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("none")
     with pytest.raises(HarcacheError, match="holds no videos; give a file, or a folder with files such as"):
         videos_of(tmp_path)
+
+
+def test_a_network_that_diverged_is_refused(
+    trained: Workspace, params: DatasetParams, tmp_path: Path
+) -> None:
+    network, checkpoint = load_network(trained.training("pose") / CHECKPOINT)
+    with torch.no_grad():
+        next(network.parameters()).fill_(float("nan"))
+    save_checkpoint(tmp_path / "nan.pt", network, checkpoint.classes, checkpoint.extra)
+    message = "values that are no finite numbers; copy its file again, or train it again"
+    predictor = Predictor(tmp_path / "nan.pt", None, None, None, "cpu")
+    with pytest.raises(HarcacheError, match=message):
+        predictor.predict(min(trained.videos.glob("*.mp4")), Options())
+    with Engine(workers=0) as engine, pytest.raises(HarcacheError, match=message):
+        evaluate.run_own([tmp_path / "nan.pt"], None, tmp_path, params, trained, engine)
 
 
 @pytest.mark.parametrize(
