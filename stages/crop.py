@@ -6,9 +6,11 @@ would follow them and lose it.
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,11 +24,14 @@ from pipeline.params import CropParams, DatasetParams
 from pipeline.parts import Outcome
 from pipeline.progress import progress
 from stages.building import finish, inputs_from, parts_of
+from stages.quality import FLAGS, Quality, quality_of
 from stages.workspace import Workspace
 
-__all__ = ["Crop", "crop_of", "global_box", "read_crops", "run"]
+__all__ = ["Crop", "crop_of", "flag_counts", "global_box", "read_crops", "run"]
 
 _COLUMNS = ("id", "x1", "y1", "x2", "y2", "source", "fingerprint")
+# Tables of before have none of these; their clips are measured again.
+_QUALITY = ("persons", "confidence", "outside", "changes", "flags")
 _LEAST_EXTENT = 10.0  # pixels; persons smaller than that are no persons (released code)
 WHOLE_IMAGE = "whole image"
 
@@ -35,13 +40,20 @@ WHOLE_IMAGE = "whole image"
 class Crop:
     """The crop of a clip: x1 y1 x2 y2 in pixels of the source frame, x2 and y2 excluded.
 
-    ``source`` is "persons", or "whole image: ..." with the reason where no box could be made.
+    ``source`` is "persons", or "whole image: ..." with the reason where no box could be made. ``quality`` is
+    None in a table that was written before there was any.
     """
 
     id: str
     box: tuple[int, int, int, int]
     source: str
     fingerprint: str
+    quality: Quality | None = None
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Return what may be wrong with the clip, of `stages.quality.FLAGS`."""
+        return self.quality.flags(self.source.startswith(WHOLE_IMAGE)) if self.quality else ()
 
 
 def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
@@ -68,7 +80,16 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
     _write_crops(workspace.crops, crops)
     whole = sum(crop.source != "persons" for crop in crops)
     print(f"crop: {whole} of {len(crops)} boxes are the whole image")
+    counts = flag_counts(crops)
+    flagged = ", ".join(f"{count} {flag}" for flag, count in counts.items() if count)
+    print(f"crop: flags of {len(crops)} clips: {flagged or 'none'}")
     return finish("crop", workspace, [*outcomes, *skipped])
+
+
+def flag_counts(crops: Iterable[Crop]) -> dict[str, int]:
+    """Return how many clips have each of the quality flags."""
+    found = Counter(flag for crop in crops for flag in crop.flags)
+    return {flag: found[flag] for flag in FLAGS}
 
 
 def global_box(
@@ -117,7 +138,7 @@ def read_crops(path: Path) -> dict[str, Crop]:
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
         try:
-            if tuple(rows.fieldnames or ()) != _COLUMNS:
+            if tuple(rows.fieldnames or ()) not in (_COLUMNS, _COLUMNS + _QUALITY):
                 raise ValueError(f"expected the columns {','.join(_COLUMNS)}")
             return {row["id"]: _crop_from_row(row) for row in rows}
         except (ValueError, csv.Error) as error:
@@ -132,25 +153,39 @@ def _crop_from_row(row: Mapping[str, str]) -> Crop:
     x1, y1, x2, y2 = (int(row[name]) for name in ("x1", "y1", "x2", "y2"))
     if x1 >= x2 or y1 >= y2:
         raise ValueError(f"the box {x1} {y1} {x2} {y2} is empty")
-    return Crop(row["id"], (x1, y1, x2, y2), row["source"], row["fingerprint"])
+    quality = None
+    if row.get("persons"):
+        confidence, outside = float(row["confidence"]), float(row["outside"])
+        quality = Quality(int(row["persons"]), confidence, outside, int(row["changes"]))
+    return Crop(row["id"], (x1, y1, x2, y2), row["source"], row["fingerprint"], quality)
 
 
 def _write_crops(path: Path, crops: Sequence[Crop]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    writer.writerows((crop.id, *crop.box, crop.source, crop.fingerprint) for crop in crops)
+    writer.writerow(_COLUMNS + _QUALITY)
+    writer.writerows(_to_row(crop) for crop in crops)
     write_if_changed(path, text.getvalue().encode())
+
+
+def _to_row(crop: Crop) -> tuple[Any, ...]:
+    measured = asdict(crop.quality).values() if crop.quality else [""] * (len(_QUALITY) - 1)
+    return (crop.id, *crop.box, crop.source, crop.fingerprint, *measured, " ".join(crop.flags))
 
 
 def _crop(
     clip: Clip, current: str, known: Mapping[str, Crop], parts: Mapping[str, Path], params: CropParams
 ) -> Crop:
-    if clip.id in known and known[clip.id].fingerprint == current:
-        return known[clip.id]
+    before = known.get(clip.id)
+    if before is not None and before.fingerprint == current and before.quality is not None:
+        return before
     keypoints, scores = read_poses(parts[clip.id], clip.id)
-    box, source = crop_of(keypoints, scores, (clip.height, clip.width), params)
-    return Crop(clip.id, box, source, current)
+    size = (clip.height, clip.width)
+    box, source = crop_of(keypoints, scores, size, params)
+    # Rounded, so that a table reads as it was written.
+    found = quality_of(keypoints, scores, size, params.min_score)
+    rounded = replace(found, confidence=round(found.confidence, 4), outside=round(found.outside, 4))
+    return Crop(clip.id, box, source, current, rounded)
 
 
 def _source(

@@ -19,7 +19,8 @@ from pipeline.outcomes import Counts, read_failures
 from pipeline.params import DatasetParams
 from pipeline.parts import Outcome, publish
 from stages import crop
-from stages.crop import Crop, global_box, read_crops
+from stages.crop import Crop, flag_counts, global_box, read_crops
+from stages.quality import Quality
 from stages.workspace import Workspace
 
 _HEADER = "id,x1,y1,x2,y2,source,fingerprint\n"
@@ -164,6 +165,38 @@ def test_a_clip_without_persons_gets_the_whole_image_and_says_why(
     assert "crop: 3 of 4 boxes are the whole image" in capsys.readouterr().out
 
 
+def test_the_table_flags_what_may_be_wrong_with_a_clip(
+    workspace: Workspace, params: DatasetParams, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _run(params, workspace)
+    crops = read_crops(workspace.crops)
+    assert {name: one.flags for name, one in crops.items()} == {
+        "found": (),
+        "nobody": ("nobody", "whole_image"),
+        "unsure": ("low_confidence", "whole_image"),
+        "beside": ("whole_image", "outside"),
+    }
+    assert flag_counts(crops.values()) == {
+        "nobody": 1, "low_confidence": 1, "whole_image": 3, "outside": 1, "identity_change": 0
+    }  # fmt: skip
+    said = "flags of 4 clips: 1 nobody, 1 low_confidence, 3 whole_image, 1 outside"
+    assert said in capsys.readouterr().out
+
+
+def test_a_table_of_before_is_read_and_its_clips_are_measured(
+    workspace: Workspace, params: DatasetParams
+) -> None:
+    _run(params, workspace)
+    now = read_crops(workspace.crops)
+    rows = [",".join(line.split(",")[:-5]) for line in workspace.crops.read_text().splitlines()]
+    old = [row for row in rows if "whole image" not in row]
+    workspace.crops.write_text("\n".join(old) + "\n")
+    assert {name: one.box for name, one in read_crops(workspace.crops).items()} == {"found": now["found"].box}
+    assert read_crops(workspace.crops)["found"].quality is None
+    _run(params, workspace)
+    assert read_crops(workspace.crops) == now
+
+
 def test_unsure_keypoints_do_not_move_the_box(workspace: Workspace, params: DatasetParams) -> None:
     sure, unsure = _poses(read_manifest(workspace.manifest)[0], _person(100, 60, 140, 160))
     sure[0, 2, 5], unsure[0, 2, 5] = (310, 230), 0.19
@@ -226,7 +259,10 @@ def test_the_table_gives_back_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, boxes: dict[str, tuple[int, int, int, int]]
 ) -> None:
     path = tmp_path_factory.mktemp("crops") / "crops.csv"
-    crops = [Crop(name, box, "whole image: a, b", "ff") for name, box in boxes.items()]
+    found = Quality(1, 0.25, 0.5, 2)
+    crops = [
+        Crop(n, box, "whole image: a, b", "ff", found if box[0] % 2 else None) for n, box in boxes.items()
+    ]
     crop._write_crops(path, crops)
     assert read_crops(path) == {one.id: one for one in crops}
 
