@@ -25,8 +25,9 @@ demo: $(READY)
 	dvc repro evaluate@demo
 	dvc metrics show metrics/demo.json
 
+# Files of tests go to two processes: many of them wait for commands, and each process may take 2 GB.
 test: $(READY)
-	python -m pytest
+	python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(READY)
 	ruff check .
