@@ -96,10 +96,11 @@ class _Association(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         positions = x.unsqueeze(1)
-        theta, beta, g = (conv(positions).mT for conv in (self.theta, self.beta, self.g))
+        # One head: programs made by torch.export and ONNX expect that axis.
+        theta, beta, g = (conv(positions).mT.unsqueeze(1) for conv in (self.theta, self.beta, self.g))
         # Never writes the M x M similarities down where the device has a kernel for that.
         y = functional.scaled_dot_product_attention(theta, beta, g, scale=1.0)
-        return x + self.w_z(y.mT).squeeze(1)
+        return x + self.w_z(y.squeeze(1).mT).squeeze(1)
 
 
 class AMFINet(nn.Module):
@@ -176,7 +177,7 @@ class AMFINet(nn.Module):
             HarcacheError: an input has another shape, or their numbers of clips differ.
         """
         skeleton_vector, rgb_vector = self.skeleton_backbone(skeletons), self.rgb_backbone(rgb)
-        if len(skeleton_vector) != len(rgb_vector):
+        if skeleton_vector.shape[0] != rgb_vector.shape[0]:
             raise HarcacheError(
                 f"there are frames of {len(rgb)} clips and skeletons of {len(skeletons)}; give the same clips"
             )

@@ -10,17 +10,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from models.amfi_net import AMFINet
 from models.checkpoints import load_network
 from models.epam_net import EPAMNet
 from models.summary import input_shapes
-from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
+from models.xshiftnet import Backbone
 from pipeline.errors import HarcacheError, did_you_mean
 from pipeline.files import commit_file, flush, partial_path
 
 __all__ = ["export_checkpoint"]
 
 _SUFFIXES = (".pt2", ".onnx")
-_EXPORTED = (EPAMNet, RGBXShiftNet, PoseXShiftNet)
+_OUTPUTS: dict[type, list[str]] = {EPAMNet: ["rgb_logits", "pose_logits"], AMFINet: ["logits", "gate"]}
 
 
 def export_checkpoint(
@@ -29,19 +30,16 @@ def export_checkpoint(
     """Write the network of ``checkpoint`` in evaluation mode to ``out``, whose suffix names the format.
 
     Inputs and outputs keep the order and meaning of the network's ``forward``. ``sizes`` gives what follows
-    an input's channels, (frames, height, width), where it is not as in the paper. Returns the shape of one
-    clip of each input.
+    an input's channels, (frames, height, width) or (frames, joints, persons), where it is not as in the
+    paper. Returns the shape of one clip of each input.
 
     Raises:
-        HarcacheError: the suffix or an input's name is unknown, the checkpoint cannot be read or is of
-            another network, the network does not take these sizes, or ONNX's packages are missing.
+        HarcacheError: the suffix or an input's name is unknown, the checkpoint cannot be read, the network
+            does not take these sizes, or ONNX's packages are missing.
     """
     if out.suffix not in _SUFFIXES:
         raise HarcacheError(f"{out} ends with '{out.suffix}'; expected one of {', '.join(_SUFFIXES)}")
     network, _ = load_network(checkpoint)
-    if not isinstance(network, _EXPORTED):
-        names = ", ".join(kind.__name__ for kind in _EXPORTED)
-        raise HarcacheError(f"{checkpoint} holds an {type(network).__name__}; expected one of {names}")
     shapes = _resized(input_shapes(network), sizes or {})
     if out.suffix == ".onnx":
         _check_onnx()
@@ -49,7 +47,9 @@ def export_checkpoint(
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(out)
     if out.suffix == ".onnx":
-        _save_onnx(program, partial, list(shapes), _outputs(network))
+        _save_onnx(
+            program, partial, list(shapes), _OUTPUTS.get(type(network), ["logits"]), _optimised(network)
+        )
     else:
         with partial.open("wb") as file:
             torch.export.save(program, file)
@@ -75,8 +75,12 @@ def _traced(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> torch.
         return torch.export.export(network, inputs, dynamic_shapes=tuple({0: clips} for _ in inputs))
 
 
-def _outputs(network: nn.Module) -> list[str]:
-    return ["rgb_logits", "pose_logits"] if isinstance(network, EPAMNet) else ["logits"]
+def _optimised(network: nn.Module) -> bool:
+    """Whether the exporter shall optimise: minutes for an X-ShiftNet, which ONNX Runtime optimises itself.
+
+    It refuses the 3-D convolutions of ResNet3D-18 as they are written without it.
+    """
+    return not any(isinstance(module, Backbone) for module in network.modules())
 
 
 def _check_onnx() -> None:
@@ -91,20 +95,23 @@ def _check_onnx() -> None:
 
 
 def _save_onnx(
-    program: torch.export.ExportedProgram, path: Path, inputs: Sequence[str], outputs: Sequence[str]
+    program: torch.export.ExportedProgram,
+    path: Path,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    optimise: bool,
 ) -> None:
     axes = tuple({0: "clips"} for _ in inputs)
     with warnings.catch_warnings():
         # The axis is one and the same in all inputs, and is named once.
         warnings.filterwarnings("ignore", message=".*clips will not be used")
-        # ONNX Runtime optimises what it loads; the exporter's own optimiser takes minutes for full depth.
         converted = torch.onnx.export(
             program,
             (),
             input_names=inputs,
             output_names=outputs,
             dynamic_shapes=axes,
-            optimize=False,
+            optimize=optimise,
             verbose=False,
         )
     assert converted is not None

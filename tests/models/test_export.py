@@ -6,20 +6,27 @@ import numpy as np
 import pytest
 import torch
 
-from models.agcn import AGCN
+from models.amfi_net import AMFINet
 from models.checkpoints import save_checkpoint
 from models.epam_net import EPAMNet
 from models.export import export_checkpoint
-from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
+from models.xshiftnet import RGBXShiftNet
 from pipeline.errors import HarcacheError
 from tests.models.wild_weights import wild
 
-SIZES = {"rgb": (4, 32, 32), "heatmaps": (8, 8, 8)}
-NETWORKS = {
-    "epam": lambda: EPAMNet(5, width=8, rgb_blocks=(1, 1), pose_blocks=(1,)),
-    "rgb": lambda: RGBXShiftNet(5, width=8, blocks=(2,)),
-    "pose": lambda: PoseXShiftNet(5, in_channels=4, width=8, blocks=(2,)),
-}
+SIZES = {"rgb": (4, 32, 32), "heatmaps": (8, 8, 8), "skeletons": (8, 17, 2)}
+TAKEN = {"epam": ["rgb", "heatmaps"], "rgb": ["rgb"], "amfi": ["rgb", "skeletons"]}
+
+
+def make(kind):
+    if kind == "epam":
+        return wild(EPAMNet(5, width=8, rgb_blocks=(1, 1), pose_blocks=(1,)))
+    if kind == "rgb":
+        return wild(RGBXShiftNet(5, width=8, blocks=(2,)))
+    # Wild weights would drive the association's softmax to where float32 itself keeps but four digits.
+    network = AMFINet(5)
+    torch.nn.init.ones_(network.fusion.association.w_z.weight)
+    return network
 
 
 @pytest.fixture
@@ -27,7 +34,7 @@ def saved(tmp_path):
     """Save a network of a kind; return it in evaluation mode and the path of its checkpoint."""
 
     def save(kind):
-        network = wild(NETWORKS[kind]())
+        network = make(kind)
         save_checkpoint(tmp_path / "net.pt", network)
         return network.eval(), tmp_path / "net.pt"
 
@@ -35,8 +42,7 @@ def saved(tmp_path):
 
 
 def sizes_of(kind):
-    taken = {"epam": ["rgb", "heatmaps"], "rgb": ["rgb"], "pose": ["heatmaps"]}[kind]
-    return {name: SIZES[name] for name in taken}
+    return {name: SIZES[name] for name in TAKEN[kind]}
 
 
 def answers(network, inputs):
@@ -47,7 +53,7 @@ def answers(network, inputs):
 
 # Slow: the conversion walks the whole graph in Python.
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", TAKEN)
 def test_onnx_runtime_agrees_for_any_number_of_clips(kind, saved, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     network, checkpoint = saved(kind)
@@ -61,7 +67,7 @@ def test_onnx_runtime_agrees_for_any_number_of_clips(kind, saved, tmp_path):
             np.testing.assert_allclose(result, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", TAKEN)
 def test_an_exported_program_agrees_for_any_number_of_clips(kind, saved, tmp_path):
     network, checkpoint = saved(kind)
     shapes = export_checkpoint(checkpoint, tmp_path / "net.pt2", sizes_of(kind))
@@ -83,12 +89,6 @@ def test_an_unknown_suffix_is_refused(tmp_path):
         export_checkpoint(tmp_path / "net.pt", tmp_path / "net.trt")
 
 
-def test_a_network_of_another_kind_is_refused(tmp_path):
-    save_checkpoint(tmp_path / "net.pt", AGCN(5))
-    with pytest.raises(HarcacheError, match=r"net.pt holds an AGCN; expected one of EPAMNet, "):
-        export_checkpoint(tmp_path / "net.pt", tmp_path / "net.pt2")
-
-
 def test_an_unknown_input_is_refused_with_the_nearest_name(saved, tmp_path):
     _, checkpoint = saved("epam")
     with pytest.raises(HarcacheError, match=r"no input 'heatmap'. Did you mean 'heatmaps'"):
@@ -98,12 +98,12 @@ def test_an_unknown_input_is_refused_with_the_nearest_name(saved, tmp_path):
 def test_sizes_that_do_not_meet_are_refused(saved, tmp_path):
     _, checkpoint = saved("epam")
     with pytest.raises(HarcacheError, match="the RGB features are 8x8 and the pose features 4x4"):
-        export_checkpoint(checkpoint, tmp_path / "net.pt2", SIZES | {"rgb": (4, 64, 64)})
+        export_checkpoint(checkpoint, tmp_path / "net.pt2", sizes_of("epam") | {"rgb": (4, 64, 64)})
     assert not (tmp_path / "net.pt2").exists()
 
 
 def test_a_missing_package_is_answered_with_the_extra_that_brings_it(saved, tmp_path, monkeypatch):
-    _, checkpoint = saved("pose")
+    _, checkpoint = saved("rgb")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(HarcacheError, match=r"onnxscript, which is not installed; .* extra 'export'"):
-        export_checkpoint(checkpoint, tmp_path / "net.onnx", sizes_of("pose"))
+        export_checkpoint(checkpoint, tmp_path / "net.onnx", sizes_of("rgb"))
