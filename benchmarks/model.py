@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch.nn import functional
 
 from benchmarks.conv3d import EPAMNet3d
 from benchmarks.timing import side_by_side
+from models.compiling import compiled
 from models.epam_net import EPAMNet
 from models.memory import keep_freed_memory
 
@@ -64,10 +64,9 @@ def as_table(results: Mapping[str, float]) -> str:
 def time_training(device: str, batch: int, size: int, rounds: int) -> dict[str, float]:
     """Return the seconds a clip of a bfloat16 training step on ``device``: both forms, and ours compiled."""
     networks = {name: build(_CLASSES).to(device) for name, build in _FORMS.items()}
-    compiled: Any = torch.compile(EPAMNet(_CLASSES).to(device))
     clips = _draw_clips(batch, size, device)
     rivals = {name: _train(network, clips, torch.bfloat16) for name, network in networks.items()}
-    rivals["compiled"] = _train(compiled, clips, torch.bfloat16)
+    rivals["compiled"] = _train(compiled(EPAMNet(_CLASSES).to(device)), clips, torch.bfloat16)
     seconds = side_by_side(rivals, rounds, warmup=3)
     return {f"gpu.{name}": value / batch for name, value in seconds.items()}
 

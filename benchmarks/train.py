@@ -25,6 +25,7 @@ from benchmarks.timing import write_results
 from cache.clip_store import open_store
 from cache.streaming import Batch, ClipDataset, ClipLoader, default_workers, prepare
 from cache.waiting import Waits, watch
+from models import compiling
 from models.epam_net import EPAMNet
 from models.memory import keep_freed_memory
 
@@ -62,7 +63,7 @@ def measure(
         keep_freed_memory()
     made = network(_CLASSES).to(place)
     size = batch or _largest(make_step(made, _PRECISIONS[precision]), place)
-    step = make_step(torch.compile(made) if compiled else made, _PRECISIONS[precision])  # type: ignore[arg-type]
+    step = make_step(compiling.compiled(made) if compiled else made, _PRECISIONS[precision])
     with TemporaryDirectory() as name:
         filmed = make_footage(Path(name), clips, _FRAMES)
         ways: dict[str, Callable[[Waits], Iterable[Batch]]] = {

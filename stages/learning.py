@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from cache.streaming import Batch, ClipLoader
 from cache.waiting import Waits
+from models import compiling
 from models.batch_norm import synchronise
 from pipeline.errors import HarcacheError
 from pipeline.params import RecipeParams
@@ -110,7 +111,7 @@ class Learner:
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
         )
-        task: Any = torch.compile(self._task) if compiled else self._task
+        task: Any = compiling.compiled(self._task) if compiled else self._task
         self._module, self._optimizer = fabric.setup(task, optimizer)
         self._rates = _rates(optimizer, recipe, len(loader))
 
