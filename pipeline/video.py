@@ -30,6 +30,9 @@ __all__ = ["Probe", "VideoError", "probe", "read_frames", "write_video"]
 _ADVICE = "copy the file again from its source or remove it"
 # Containers round their duration and may not state how long the last frame lasts.
 _DURATION_SLACK = 0.5  # seconds
+# Files of video alone: text that names other files (playlists, scripts) or the network opens none of them.
+_FORMATS = "mov,avi,matroska,mpeg,mpegvideo,mpegts,asf,flv,ogg,m4v,h264,hevc,mxf,nut,dv"
+_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 # Decoding fewer frames costs less than reading the times of all.
 _WORTH_SEEKING = 250
 _TRIED = 32  # frames that must come as the packets list them before a file is trusted
@@ -161,6 +164,9 @@ def write_video(
 
 def _stat_and_digest(path: Path) -> tuple[os.stat_result, str]:
     try:
+        # A pipe or a device may have no end, or no beginning.
+        if path.exists() and not path.is_file():
+            raise VideoError(f"{path} is no ordinary file: remove it")
         with path.open("rb") as file:
             return os.fstat(file.fileno()), digest_of(file)
     except OSError as error:
@@ -170,7 +176,7 @@ def _stat_and_digest(path: Path) -> tuple[os.stat_result, str]:
 @contextmanager
 def _opened(path: Path, threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
     try:
-        with av.open(path, metadata_errors="replace") as container:
+        with av.open(path, metadata_errors="replace", options=_OPTIONS) as container:
             # The cover picture of a sound file counts as a video stream.
             streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
             if not streams:
@@ -316,7 +322,11 @@ def _check_whole(path: Path, packets: _Packets, indexed: int, seconds: float) ->
         raise VideoError(f"{path} holds no frames: {_ADVICE}")
     if packets.count < indexed:
         raise VideoError(f"{path} is cut short: it holds {packets.count} of {indexed} frames; {_ADVICE}")
-    if packets.damaged or packets.end < seconds - _DURATION_SLACK:
+    if packets.damaged:
+        raise VideoError(
+            f"{path} is cut short or damaged: some of its {packets.count} frames are not whole; {_ADVICE}"
+        )
+    if packets.end < seconds - _DURATION_SLACK:
         raise VideoError(
             f"{path} is cut short: it ends after {packets.end:.1f} of {seconds:.1f} s; {_ADVICE}"
         )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from pipeline.errors import HarcacheError
 from stages.boxes import overlaps
 
 __all__ = ["link_persons"]
@@ -48,9 +49,14 @@ def link_persons(boxes: Sequence[np.ndarray], max_persons: int) -> np.ndarray:
     ``boxes``: a frame's (n, 5) x1 y1 x2 y2 score. Returns (M, T) int, the row of person m's box in frame t
     or -1 where the person is not seen; M is at most ``max_persons``, the persons seen longest first. A person
     who is lost takes up again with a box that overlaps where they were going or where they were last seen.
+    Raises HarcacheError for boxes that are not finite.
     """
     persons: list[_Person] = []
     for t, found in enumerate(boxes):
+        if not np.isfinite(found).all():
+            raise HarcacheError(
+                f"frame {t} has a box that is not finite: expected x1 y1 x2 y2 score in pixels; detect again"
+            )
         matched = _match(persons, t, found[:, :4])
         for row, box in enumerate(found):
             if row in matched:
