@@ -139,8 +139,8 @@ def _run(
         # Else a killed `dvc repro` leaves its command behind, which holds the dataset.
         end_with_parent()
     params = load_params("params.yaml", dataset=dataset)
-    elsewhere = workers != 0 and scheduler_address(scheduler) is not None
-    if stage in _ON_WORKERS and (elsewhere or device is None):
+    # Asked only where it matters: Dask takes a while to load.
+    if stage in _ON_WORKERS and (device is None or (workers != 0 and scheduler_address(scheduler))):
         # Workers may have what this machine lacks, and with nothing to do nobody waits for PyTorch.
         options["device"] = device or AUTO
     elif stage in _ON_DEVICE:

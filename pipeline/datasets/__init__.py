@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
-from pipeline.datasets.demo import scan_demo
 from pipeline.datasets.folder import scan_folder
 from pipeline.datasets.layout import Entry, Scan
 from pipeline.datasets.ntu import scan_ntu60, scan_ntu120
@@ -19,8 +18,16 @@ from pipeline.params import IndexParams
 
 __all__ = ["LAYOUTS", "Entry", "Scan", "scan"]
 
+
+def _scan_demo(root: Path, params: IndexParams) -> Scan:
+    # What draws the demo loads OpenCV, which other layouts need not wait for.
+    from pipeline.datasets.demo import scan_demo
+
+    return scan_demo(root, params)
+
+
 LAYOUTS: dict[str, Callable[[Path, IndexParams], Scan]] = {
-    "demo": scan_demo,
+    "demo": _scan_demo,
     "folder": scan_folder,
     "ntu60": scan_ntu60,
     "ntu120": scan_ntu120,
