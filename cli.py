@@ -356,6 +356,17 @@ def bench_scale(clips: int, out: Path | None) -> None:
     _measure("scale", out, clips)
 
 
+@bench.command(name="units")
+@click.option("--units", type=click.IntRange(1), default=10_000, help="Parts, of 32 clips each.")
+@click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="File for the results.")
+def bench_units(units: int, out: Path | None) -> None:
+    """Time what Dask takes to hand out a part and to get word of it, and see whether memory grows meanwhile.
+
+    Example: harcache bench units --json units.json
+    """
+    _measure("units", out, units)
+
+
 @main.command(name="models")
 @click.option("--classes", type=click.IntRange(1), default=60, help="Actions to tell apart.")
 def list_models(classes: int) -> None:

@@ -6,7 +6,6 @@ Only indices and records are real: the shards are empty files, since nothing her
 import gc
 import math
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 import yaml
 
 import cache
+from benchmarks.timing import peak_memory
 from cache.clip_store import ArraySpec, IndexEntry, create_store, records_dir, shard_path, write_index
 from cache.sampling import clip_rng
 from cache.streaming import ClipDataset
@@ -210,19 +210,12 @@ def _cost(task: str, folder: Path) -> tuple[float, int]:
     gc.collect()
     # From here on Linux counts the peak anew.
     Path("/proc/self/clear_refs").write_text("5")
-    base = _peak()
+    base = peak_memory()
     begun = perf_counter()
     kept = work()
     seconds = perf_counter() - begun
     del kept
-    return seconds, _peak() - base
-
-
-def _peak() -> int:
-    """Return the peak of this process's resident memory in bytes."""
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found
-    return int(found[1]) * 1024
+    return seconds, peak_memory() - base
 
 
 def _index_costs(clips: int) -> dict[str, float]:

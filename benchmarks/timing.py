@@ -1,6 +1,7 @@
 """Times rivals in turns, so that a machine that slows down slows all of them."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
@@ -9,7 +10,7 @@ from typing import Any
 
 from pipeline.files import write_atomically
 
-__all__ = ["side_by_side", "write_results"]
+__all__ = ["peak_memory", "side_by_side", "write_results"]
 
 
 def side_by_side(
@@ -30,3 +31,10 @@ def write_results(path: Path | None, results: Mapping[str, Any]) -> None:
     """Write what was measured as JSON, where a file was asked for."""
     if path is not None:
         write_atomically(path, (json.dumps(results, indent=1) + "\n").encode())
+
+
+def peak_memory() -> int:
+    """Return the peak of this process's resident memory in bytes; Linux counts it."""
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1]) * 1024

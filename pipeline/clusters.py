@@ -90,10 +90,11 @@ def _slurm_cluster(workers: int | None) -> "Cluster":
         cluster = SLURMCluster()
     except ValueError as error:
         raise HarcacheError(
-            f"the jobs for SLURM are not described ({str(error).partition('.')[0]}); put jobqueue.slurm into "
+            f"the jobs for SLURM are not described ({str(error).partition(',')[0]}); put jobqueue.slurm into "
             "Dask's configuration, as docs/cluster.md shows"
         ) from error
-    cluster.scale(workers)
+    # Jobs end with their time; others are asked for then.
+    cluster.adapt(minimum=workers, maximum=workers)
     return cluster
 
 
@@ -162,7 +163,9 @@ def _has_bokeh() -> bool:
 
 
 def _say_where_the_dashboard_is(client: "Client") -> None:
-    if client.dashboard_link and client.run_on_scheduler(_has_bokeh):
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        # Asked in terms of any scheduler, which need not know this package.
+        client.run_on_scheduler(metadata.version, "bokeh")
         print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
 
 

@@ -1,10 +1,11 @@
 """Hands units to Dask's workers and finds out what became of each, whatever became of the workers.
 
-Workers tell when they begin a unit; so its time is known here, where it can still be ended when the worker
-hangs, was stopped or lost its machine. What kills or holds up a worker again is searched clip by clip.
+Workers tell when they begin a unit, so that it can be ended from here when they hang or stand still, and
+send its report ahead, so that it is not lost with them. What ends workers again is searched clip by clip.
 """
 
 import logging
+import pickle
 import threading
 import time
 import uuid
@@ -27,12 +28,14 @@ __all__ = ["Dispatch", "Overdue", "died"]
 _LEAST_AHEAD = 64  # units; more of them here would only fill the memory
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_ALONE = 10.0
+_SECONDS_TO_LOAD = 300.0
 _SECONDS_TO_END_A_PROCESS = 30
 _DIED = "its worker process died while it was tried by itself (out of memory, or a crash in a library)"
 _ADVICE = "mend or remove it, or run with --retry-failed and"
 _log = logging.getLogger(__name__)
 # A network is one a process, and its backends don't work for two threads at once.
 _one_at_a_time = threading.Lock()
+_loaded: dict[bytes, tuple[Callable[[Unit, Any], Any], Any, Site | None]] = {}
 
 
 class Overdue(HarcacheError):
@@ -63,8 +66,12 @@ class Dispatch:
     ) -> None:
         self._client, self._stage, self._timeout, self._gpu = client, stage, unit_timeout, gpu
         self._topic = f"harcache-{uuid.uuid4().hex}"
-        self._task = (process, context, site, self._topic)
+        self._site, self._known = site, set[str]()
+        # As bytes: Dask itself would import a stage's modules in the scheduler, and where workers send their
+        # heartbeats; loading PyTorch takes longer than these may be late.
+        self._task = pickle.dumps((process, context, site))
         self._begun: dict[str, tuple[str, float]] = {}
+        self._reports: dict[str, Any] = {}
         self._worked = self._stopped = False
         self._ahead, self._alone_since = _LEAST_AHEAD, time.monotonic()
         client.subscribe_topic(self._topic, self._note)
@@ -88,23 +95,28 @@ class Dispatch:
                 suspects.append((unit, result))
             else:
                 yield unit, result
-        if self._stopped:
-            return
         # A dead worker may have held other units too; one at a time, a second death has but one cause.
         for unit in again:
             result = self._alone(unit, self._timeout)
+            if result is None:
+                return
             if died(result) or isinstance(result, Overdue):
                 suspects.append((unit, result))
             else:
                 yield unit, result
-        for unit, result in suspects:
-            yield unit, self._clip_by_clip(unit, result)
+        for unit, met in suspects:
+            result = self._clip_by_clip(unit, met)
+            if result is None:
+                return
+            yield unit, result
 
     def _clip_by_clip(self, unit: Unit, met: BaseException) -> Any:
         given_up = []
         for clip, inputs in zip(unit.clips, unit.fingerprints, strict=True):
             if len(unit.clips) > 1:
                 met = self._alone(Unit(unit.part, (clip,), (inputs,), trial=True), self._timeout)
+            if isinstance(met, StandstillError):
+                return met
             if isinstance(met, Overdue):
                 given_up.append((clip.id, f"{met}; {_ADVICE} more time"))
             elif died(met):
@@ -119,8 +131,8 @@ class Dispatch:
         return self._alone(replace(unit, given_up=tuple(given_up)), limit)
 
     def _alone(self, unit: Unit, limit: float | None) -> Any:
-        ((_, result),) = self._ended([unit], limit)
-        return result
+        """Return how a unit ended that is the only one, or None when no more are begun."""
+        return next((result for _, result in self._ended([unit], limit)), None)
 
     def _ended(self, units: Iterable[Unit], limit: float | None) -> Iterator[tuple[Unit, Any]]:
         remaining = iter(units)
@@ -138,7 +150,7 @@ class Dispatch:
                 key = ""
             if key in waiting:
                 unit, future = waiting.pop(key)
-                result = self._result(future)
+                result = self._result(key, future)
                 self._begun.pop(key, None)
                 if isinstance(result, StandstillError):
                     self._stop(waiting)
@@ -154,28 +166,33 @@ class Dispatch:
         resources = {"GPU": 1} if self._gpu and self._gpus_are_offered() else None
         keys = [f"{self._stage}-{unit.part}-{uuid.uuid4().hex}" for unit in units]
         futures = self._client.map(
-            _on_worker, units, [self._task] * len(units), key=keys, pure=False, resources=resources
+            _on_worker,
+            units,
+            task=self._task,
+            topic=self._topic,
+            key=keys,
+            pure=False,
+            resources=resources,
         )
         for future in futures:
             future.add_done_callback(lambda future: ended.put(future.key))
         # Held here alone, until read: Dask computes a dead worker's results again while they are held.
         return dict(zip(keys, zip(units, futures, strict=True), strict=True))
 
-    def _result(self, future: "Future") -> Any:
-        # Not decided by the future's status: a worker that dies right after a unit takes the report with it,
-        # and Dask then runs the unit again while this waits.
+    def _result(self, key: str, future: "Future") -> Any:
+        if key in self._reports:
+            self._worked = True
+            return self._reports.pop(key)
         try:
-            result = future.result()
+            return future.result()
         except CancelledError as error:
             raise self._gone() from error
         except ImportError as error:
             return StandstillError(
-                f"a worker lacks a module ({error}); install harcache there, of one version"
+                f"the scheduler or a worker lacks a module ({error}); install the same there as here"
             )
         except Exception as error:
             return error
-        self._worked = True
-        return result
 
     def _overdue(
         self, waiting: dict[str, tuple[Unit, "Future"]], limit: float | None
@@ -199,12 +216,15 @@ class Dispatch:
     def _find_workers(self) -> int:
         """Return how many units workers can run at a time; when it was none for a while, say so once."""
         try:
-            threads = sum(self._client.nthreads().values()) if self._client.status == "running" else None
+            if self._client.status != "running":
+                raise self._gone()
+            workers = self._client.nthreads()
+            if self._site and workers.keys() - self._known:
+                self._look_at(list(workers.keys() - self._known))
         except OSError as error:
             raise self._gone() from error
-        if threads is None:
-            raise self._gone()
-        now = time.monotonic()
+        self._known = set(workers)
+        threads, now = sum(workers.values()), time.monotonic()
         if threads:
             self._alone_since = now
         elif now - self._alone_since > _SECONDS_ALONE:
@@ -212,6 +232,15 @@ class Dispatch:
             self._alone_since = float("inf")
         self._ahead = max(_LEAST_AHEAD, 2 * threads)
         return threads
+
+    def _look_at(self, workers: list[str]) -> None:
+        # Dask's worker itself ends when it gets a unit that it can't import the function of, again and again.
+        for worker, found in self._client.run(_is_here, workers=workers, on_error="return").items():
+            # A worker that has died since is no matter.
+            if isinstance(found, Exception) and not isinstance(found, OSError):
+                raise StandstillError(
+                    f"worker {worker} lacks harcache ({found}); install it there as it is here"
+                )
 
     def _gpus_are_offered(self) -> bool:
         workers = self._client.scheduler_info()["workers"].values()
@@ -224,25 +253,40 @@ class Dispatch:
         )
 
     def _note(self, event: tuple[float, dict[str, Any]]) -> None:
-        key, worker = event[1]["key"], event[1]["worker"]
-        if key in self._begun:
+        message = event[1]
+        key, worker = message["key"], message["worker"]
+        if "report" in message:
+            self._reports[key] = pickle.loads(message["report"])
+            return
+        if key in self._begun and worker != self._begun[key][0]:
             self._warn(
-                f"part {event[1]['part']} was lost with worker {self._begun[key][0]}; {worker} makes it"
+                f"part {message['part']} was lost with worker {self._begun[key][0]}; {worker} makes it"
             )
-        self._begun[key] = (worker, time.monotonic())
+        self._begun[key] = (worker, time.monotonic() + message.get("grace", 0.0))
 
     def _warn(self, message: str) -> None:
         _log.warning("%s: %s", self._stage, message)
 
 
-def _on_worker(unit: Unit, task: tuple[Callable[[Unit, Any], Any], Any, Site | None, str]) -> Any:
+def _is_here() -> bool:
+    return True
+
+
+def _on_worker(unit: Unit, task: bytes, topic: str) -> Any:
     from distributed import get_worker
 
-    process, context, site, topic = task
     worker = get_worker()
     with _one_at_a_time:
-        begun = {"key": worker.get_current_task(), "worker": worker.address, "part": unit.part}
-        worker.log_event(topic, begun)
+        message = {"key": worker.get_current_task(), "worker": worker.address, "part": unit.part}
+        if task not in _loaded:
+            # No clip is to blame for the time that modules take to load, once a process.
+            worker.log_event(topic, message | {"grace": _SECONDS_TO_LOAD})
+            _loaded.clear()
+            _loaded[task] = pickle.loads(task)
+        process, context, site = _loaded[task]
+        worker.log_event(topic, message)
         if site is not None:
             site.enter(worker.address)
-        return process(unit, context)
+        report = process(unit, context)
+    worker.log_event(topic, message | {"report": pickle.dumps(report)})
+    return report

@@ -116,7 +116,9 @@ class Engine:
         gpus = self._device == "cuda" or (self._device == "auto" and (self.address is not None or has_gpu()))
         if self._client is None:
             self._site = self._started.enter_context(site()) if self.address else None
-            client = connected(self._workers, self.address, gpus)
+            # A GPU that was named is all there is to share.
+            workers = 1 if self._workers is None and self._device.startswith("cuda:") else self._workers
+            client = connected(workers, self.address, gpus)
             self._client = self._started.enter_context(client)
         dispatch = Dispatch(self._client, process, context, stage, self._unit_timeout, gpus, self._site)
         return dispatch.run(units)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.clips import Clip
+from pipeline.dispatch import Dispatch
 from pipeline.engine import Engine, Report
 from pipeline.errors import HarcacheError, StandstillError
 from pipeline.plan import Unit
@@ -60,6 +61,10 @@ def hang_with_one_clip(unit: Unit, folder: Path) -> Report:
     if any(clip.id == "clip2b" and clip.id not in given_up for clip in unit.clips):
         time.sleep(600)
     return Report(unit.part, ok=len(unit.clips) - len(given_up), failed=len(given_up))
+
+
+def do_nothing(unit: Unit, context: None) -> Report:
+    return Report(unit.part, ok=len(unit.clips))
 
 
 def be_slow(unit: Unit, folder: Path) -> Report:
@@ -205,6 +210,29 @@ def test_a_worker_that_dies_again_much_later_is_still_replaced(tmp_path: Path) -
             engine.run(die_again_after_15_seconds, [_unit(0, "a")], tmp_path, "detect")
         time.sleep(1)
         assert len(engine.run(count, UNITS, tmp_path, "detect")) == 6
+
+
+def test_of_many_units_few_are_out_at_a_time_and_nothing_is_kept_of_those_that_ended(
+    cluster: Engine, tmp_path: Path
+) -> None:
+    cluster.run(count, UNITS[:1], tmp_path, "detect")
+    assert cluster._client is not None
+    taken = 0
+
+    def units() -> Iterator[Unit]:
+        nonlocal taken
+        for part in range(300):
+            taken += 1
+            yield _unit(part)
+
+    dispatch = Dispatch(cluster._client, do_nothing, None, "flow", None, False, None)
+    for ended, (_, report) in enumerate(dispatch.run(units()), 1):
+        assert isinstance(report, Report)
+        assert taken - ended <= 64
+    assert ended == 300
+    assert not dispatch._begun and not dispatch._reports
+    held = cluster._client.futures
+    assert _eventually(lambda: not [key for key in held if key.startswith("flow-")])
 
 
 def test_workers_share_the_cores_among_them(cluster: Engine, tmp_path: Path) -> None:
