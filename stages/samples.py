@@ -5,6 +5,7 @@ Everything here is checked before any work: a wrong protocol or a stale store co
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import cache
 from cache.streaming import Batch, ClipDataset, prepare
@@ -23,6 +24,7 @@ __all__ = [
     "make_dataset",
     "preparation",
     "split_clips",
+    "stores_of",
     "training_params",
 ]
 
@@ -52,12 +54,18 @@ def class_names(workspace: Workspace, train: TrainParams) -> list[str]:
 def check_stores(params: DatasetParams, workspace: Workspace) -> None:
     """Raise a CacheError that says what differs where a store is of another dataset or other parameters."""
     for path, stage in ((workspace.rgb, rgb_stage), (workspace.heatmaps, heatmap_stage)):
-        cache.open(path, {"dataset": workspace.dataset, "parameters": stage.store_parameters(params)})
+        if path in stores_of(workspace) or params.index.layout != "poses":
+            cache.open(path, {"dataset": workspace.dataset, "parameters": stage.store_parameters(params)})
+
+
+def stores_of(workspace: Workspace) -> list[Path]:
+    """Return the dataset's stores: a dataset of poses alone has no RGB, and its pose stream needs none."""
+    return [path for path in (workspace.rgb, workspace.heatmaps) if path != workspace.rgb or path.exists()]
 
 
 def split_clips(workspace: Workspace, train: TrainParams, split: str) -> list[Clip]:
-    """Return the labelled clips of a split that both stores hold; HarcacheError when there are none."""
-    stored = set(cache.open(workspace.rgb).ids) & set(cache.open(workspace.heatmaps).ids)
+    """Return the labelled clips of a split that all stores hold; HarcacheError when there are none."""
+    stored = set.intersection(*(set(cache.open(path).ids) for path in stores_of(workspace)))
     clips = [
         clip
         for clip in read_manifest(workspace.manifest)

@@ -37,6 +37,7 @@ from stages.samples import (
     make_dataset,
     preparation,
     split_clips,
+    stores_of,
     training_params,
 )
 from stages.workspace import Workspace
@@ -231,7 +232,7 @@ def _data(
     splits: Sequence[Sequence[Clip]], train: TrainParams, classes: Sequence[str], workspace: Workspace
 ) -> str:
     """Stands for the clips, their labels and all that the stores hold of them."""
-    records = [sorted(records_dir(path).iterdir()) for path in (workspace.rgb, workspace.heatmaps)]
+    records = [sorted(records_dir(path).iterdir()) for path in stores_of(workspace)]
     return fingerprint(
         [[(clip.id, clip.label(train.protocol)) for clip in clips] for clips in splits],
         list(classes),

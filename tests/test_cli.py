@@ -366,6 +366,14 @@ def test_every_clip_is_counted_once_by_every_stage(videos: Path) -> None:
         }
 
 
+def test_a_pickle_that_would_run_something_is_answered_in_one_line(project: Path) -> None:
+    (project / "bad.pkl").write_bytes(b"cposix\nsystem\n(S'touch ran'\ntR.")
+    done = CliRunner().invoke(main, ["poses", "import", "bad.pkl", "--out", "poses.h5"])
+    assert done.exit_code == 1
+    assert "bad.pkl is no pickle of arrays and plain containers: it names posix.system" in done.output
+    assert not (project / "ran").exists() and not (project / "poses.h5").exists()
+
+
 def test_models_lists_every_network_beside_its_paper() -> None:
     shown = _succeeded("models", "--classes", "120")
     assert re.search(r"^EPAM-Net .* 2,577,717 +2\.5 M +7\.618 G +8\.1 G$", shown, re.MULTILINE)
