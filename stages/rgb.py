@@ -15,6 +15,7 @@ from cache.clip_store import ArraySpec, ShardWriter
 from cache.sampling import stored_frames
 from pipeline.clips import Clip, fingerprint
 from pipeline.engine import Engine, Report
+from pipeline.errors import HarcacheError
 from pipeline.outcomes import Counts
 from pipeline.params import DatasetParams, RgbParams
 from pipeline.plan import Unit
@@ -39,7 +40,12 @@ class Context:
 
 
 def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
-    """Crop and encode the frames of every clip that has a crop."""
+    """Crop and encode the frames of every clip that has a crop; a dataset of poses alone has none."""
+    if params.index.layout == "poses":
+        raise HarcacheError(
+            f"datasets.{params.name}.index.layout is 'poses', which has no videos: only the pose stream can "
+            "be trained, by 'harcache train pose'"
+        )
     cropped = Cropped.read(workspace, params.frames.max_frames)
     parameters = store_parameters(params)
     wanted = cropped.wanted(fingerprint("rgb", parameters), lambda clip: clip.fingerprint)

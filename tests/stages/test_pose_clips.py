@@ -21,7 +21,8 @@ from pipeline.params import (
     KinectPoseParams,
     NoDetectParams,
 )
-from stages import crop, detect, heatmap, index, pose
+from stages import crop, detect, heatmap, index, pose, rgb
+from stages.samples import check_stores, split_clips
 from stages.workspace import Workspace
 
 
@@ -75,6 +76,11 @@ def test_poses_alone_become_heatmaps_with_labels_and_splits(
     with Engine(workers=0) as engine:
         for stage in (detect, pose, crop, heatmap):
             assert stage.run(_params(params), workspace, engine) == Counts(3, 0, 0)
+        with pytest.raises(HarcacheError, match="has no videos: only the pose stream can be trained"):
+            rgb.run(_params(params), workspace, engine)
+    check_stores(_params(params), workspace)
+    train = replace(params.train, protocol="xsub")
+    assert [clip.id for clip in split_clips(workspace, train, "train")] == ["a", "b"]
     store = cache.open(workspace.heatmaps)
     assert store.ids == ("a", "b", "c") and store.heatmaps("a").any()
 
