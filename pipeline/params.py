@@ -255,7 +255,7 @@ class RecipeParams(_Params):
     @property
     def scaled_lr(self) -> float:
         """The learning rate of a step of ``batch_size`` samples."""
-        return self.lr * self.batch_size / (self.base_batch or self.batch_size)
+        return self.lr if self.base_batch is None else self.lr * self.batch_size / self.base_batch
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ nothing twice.
 
 import csv
 import io
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,8 +56,10 @@ class Curves:
         }
 
     def is_finite(self) -> bool:
-        """Whether all losses of the open epoch were numbers."""
-        return all(bool(sums.isfinite().all()) for sums in self._open.values())
+        """Whether all losses were numbers."""
+        return all(bool(sums.isfinite().all()) for sums in self._open.values()) and all(
+            math.isfinite(loss) for _, _, loss, _ in self.rows
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything, as plain values and tensors."""

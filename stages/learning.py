@@ -29,7 +29,7 @@ from stages.curves import Curves
 from stages.networks import logits_of
 from stages.resume import Signals
 
-__all__ = ["Learner", "launch", "processes"]
+__all__ = ["Learner", "launch", "loss_of", "processes"]
 
 _VALIDATIONS = 6  # times that the curves look at the test split
 _PRECISIONS: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
@@ -70,12 +70,17 @@ class _Task(nn.Module):
         self.network = network
 
     def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        heads, labels = logits_of(self.network, batch), batch["label"]
-        if len(labels) == 0:
-            # Another process has samples, and waits for this one's gradients.
-            return torch.stack([head.sum() for head in heads]).sum(), torch.zeros((), device=labels.device)
-        loss = torch.stack([functional.cross_entropy(head, labels) for head in heads]).sum()
-        return loss, (torch.stack(heads).sum(0).argmax(1) == labels).sum()
+        return loss_of(self.network, batch)
+
+
+def loss_of(network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the sum of the heads' cross-entropies, each a mean over the batch, and how many are right."""
+    heads, labels = logits_of(network, batch), batch["label"]
+    if len(labels) == 0:
+        # Another process has samples, and waits for this one's gradients.
+        return torch.stack([head.sum() for head in heads]).sum(), torch.zeros((), device=labels.device)
+    loss = torch.stack([functional.cross_entropy(head, labels) for head in heads]).sum()
+    return loss, (torch.stack(heads).sum(0).argmax(1) == labels).sum()
 
 
 class Learner:
@@ -159,10 +164,7 @@ class Learner:
 
         def keep() -> None:
             nonlocal saved
-            if not self.curves.is_finite():
-                raise HarcacheError(
-                    f"the loss is no number any more at step {self.step}; lower lr, or use another precision"
-                )
+            self._check_loss()
             save()
             saved = time.monotonic()
 
@@ -244,6 +246,7 @@ class Learner:
     def _end_epoch(self) -> bool:
         """Close the epoch's curves, test where it is due, and return whether that was the best test."""
         self.curves.close("train", self.epoch, self._sum)
+        self._check_loss()
         found, self._counted = self._loader.waits.since(self._counted), replace(self._loader.waits)
         self.waits, self.last_waits = self.waits.plus(found), found
         if self.epoch % max(1, self._recipe.epochs // _VALIDATIONS):
@@ -259,6 +262,12 @@ class Learner:
         better = accuracy > self.best
         self.best, self.stale = (accuracy, 0) if better else (self.best, self.stale + 1)
         return better
+
+    def _check_loss(self) -> None:
+        if not self.curves.is_finite():
+            raise HarcacheError(
+                f"the loss is no number any more at step {self.step}; lower lr, or use another precision"
+            )
 
     def _sum(self, value: Tensor) -> Tensor:
         total: Any = self._fabric.all_reduce(value, reduce_op="sum")

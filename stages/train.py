@@ -27,9 +27,10 @@ from pipeline.errors import HarcacheError
 from pipeline.files import file_digest
 from pipeline.params import DatasetParams, RecipeParams, TrainParams, to_mapping
 from stages.curves import Journal
-from stages.learning import Learner, launch, processes
+from stages.learning import Learner, launch, loss_of, processes
 from stages.networks import Network, Trained, check_classes, load_trained
 from stages.resume import STATE, read_state, requeue, stopping, write_state
+from stages.room import check_memory
 from stages.samples import (
     CHECKPOINT,
     check_stores,
@@ -88,11 +89,22 @@ def run(
     _configure(fabric.device)
     seed_everything(train.seed, verbose=False)
     made, starts = _make_network(network, train, classes, workspace)
+    dataset = make_dataset(network, workspace, train, clips, True)
+    check_memory(
+        made,
+        lambda trial, batch: loss_of(trial, batch)[0],
+        dataset,
+        preparation(params),
+        recipe,
+        fabric.world_size,
+        fabric.device,
+        fabric.autocast,
+    )
     if fabric.global_rank:
         torch.manual_seed(train.seed + fabric.global_rank)  # else all processes drop out the same
     loader, check = (
-        _loader(make_dataset(network, workspace, train, some, training), recipe, fabric, how.workers)
-        for some, training in ((clips, True), (tested, False))
+        _loader(some, recipe, fabric, how.workers)
+        for some in (dataset, make_dataset(network, workspace, train, tested, False))
     )
     name = f"train {network}"
     learner = Learner(fabric, made, recipe, loader, check, preparation(params), name, how.compiled)
