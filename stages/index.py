@@ -139,9 +139,11 @@ def _described(clips: Sequence[Clip], classes: Mapping[str, Sequence[str]]) -> s
     lines = [f"index: {len(clips)} clips of {videos} videos, {frames} frames, {hours:.4f} hours"]
     for protocol, names in classes.items():
         sides = Counter(clip.split(protocol) for clip in clips)
-        counted = [f"{sides[side]} {side}" for side in ("train", "val", "test") if sides[side]]
+        # Nothing to train on or to test with is worth a word; most datasets have no val.
+        shown = ["train", *(["val"] if sides["val"] else []), "test"]
+        counted = [f"{sides[side]} {side}" for side in shown]
         counted += [f"{sides[None]} in no split"] if sides[None] else []
-        lines.append(f"index: {protocol}: {len(names)} classes, {', '.join(counted) or 'no clips'}")
+        lines.append(f"index: {protocol}: {len(names)} classes, {', '.join(counted)}")
     return "\n".join(lines)
 
 

@@ -260,9 +260,9 @@ def test_labels_and_splits_of_a_protocol_reach_the_manifest(
     assert (classes["cs"][29], classes["cv1"][18], classes["cv2"][18]) == ("Walk", "Walk", "Walk")
     assert capsys.readouterr().out.splitlines() == [
         "index: 3 clips of 3 videos, 9 frames, 0.0001 hours",
-        "index: cs: 31 classes, 2 train, 1 val",
-        "index: cv1: 19 classes, 1 train, 2 in no split",
-        "index: cv2: 19 classes, 2 train, 1 in no split",
+        "index: cs: 31 classes, 2 train, 1 val, 0 test",
+        "index: cv1: 19 classes, 1 train, 0 test, 2 in no split",
+        "index: cv2: 19 classes, 2 train, 0 test, 1 in no split",
         f"index: 1 skipped (activity Pour.Fromcup is in no protocol): {names[3]}.mp4",
         "index: 3 ok, 1 skipped, 0 failed of 4 clips",
     ]
