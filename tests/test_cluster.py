@@ -12,16 +12,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
 from distributed import Client
 
 from pipeline.clips import read_manifest
 from pipeline.datasets.demo import DemoSpec, generate_demo
-from pipeline.engine import Engine
+from pipeline.engine import Engine, Report
 from pipeline.errors import HarcacheError
 from pipeline.outcomes import Counts, read_failures
 from pipeline.params import DatasetParams, load_params
+from pipeline.plan import Unit
+from pipeline.video import read_frames
 from stages import detect, index, pose, rgb
 from stages.workspace import Workspace
 from tests import projects
@@ -137,8 +142,24 @@ def test_a_cluster_that_loses_a_worker_in_each_stage_makes_the_bytes_of_one_proc
     assert projects.digests(many.data) == projects.digests(alone.data)
 
 
+_PROCESS = rgb.process
+_HANGS = Path("hangs")  # in the project's folder; holds the name of the video whose decoder does
+
+
+def process_with_a_decoder_that_hangs(unit: Unit, context: Any) -> Report:
+    """The stage's own work, but for one video as long as the file is there."""
+
+    def read(path: Path, *arguments: Any, **options: Any) -> Iterator[np.ndarray]:
+        while _HANGS.exists() and path.name == _HANGS.read_text():
+            time.sleep(0.1)
+        return read_frames(path, *arguments, **options)
+
+    with mock.patch.object(rgb, "read_frames", read):
+        return _PROCESS(unit, context)
+
+
 class _Footage:
-    """Six clips in three shards, whose frames are to be stored again: one video is a pipe for now."""
+    """Six clips in three shards, whose frames are to be stored again: one video hangs for now."""
 
     def __init__(self, params: DatasetParams, project: Path) -> None:
         self.params, workspace = film(project, params)
@@ -147,12 +168,8 @@ class _Footage:
         self.whole = projects.digests(workspace.rgb)
         shutil.rmtree(workspace.rgb)
         clip = read_manifest(workspace.manifest)[3]
-        self.hanging, self._video = clip.id, workspace.videos / clip.video
-        self._kept = self._video.rename(project / "kept")
-        os.mkfifo(self._video)
-
-    def bring_the_video_back(self) -> None:
-        self._kept.replace(self._video)
+        self.hanging = clip.id
+        _HANGS.write_text(Path(clip.video).name)
 
     def build(self, engine: Engine, retry_failed: bool = False) -> Counts:
         with engine:
@@ -162,6 +179,7 @@ class _Footage:
 @pytest.fixture
 def footage(demo: tuple[DatasetParams, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Footage:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rgb, "process", process_with_a_decoder_that_hangs)
     return _Footage(demo[0], tmp_path)
 
 
@@ -172,7 +190,7 @@ def test_a_clip_that_hangs_is_named_within_its_time_and_the_rest_is_done(
     ((name, status, reason),) = read_failures(footage.workspace.failures("rgb"))
     assert (name, status) == (footage.hanging, "failed")
     assert reason.startswith("took longer than 3 s (--unit-timeout), so its process was ended; mend")
-    footage.bring_the_video_back()
+    _HANGS.unlink()
     again = footage.build(Engine(workers=0), retry_failed=True)
     assert again == Counts(ok=6, skipped=0, failed=0)
     assert projects.digests(footage.workspace.rgb) == footage.whole
@@ -198,7 +216,7 @@ def test_a_scheduler_that_is_killed_is_one_clear_error_and_the_next_run_goes_on(
         with pytest.raises(HarcacheError, match=message):
             footage.build(Engine(scheduler=address))
     kept = projects.files(records)
-    footage.bring_the_video_back()
+    _HANGS.unlink()
     assert footage.build(Engine(workers=0)) == Counts(ok=6, skipped=0, failed=0)
     assert kept.items() < projects.files(records).items()
     assert projects.digests(footage.workspace.rgb) == footage.whole
