@@ -62,8 +62,8 @@ def export_poses(workspace: Workspace, out: Path, protocol: str | None = None) -
     called ``<protocol>_<split>``. Skeletons in space are written as such: keypoint (M, T, V, 3), metres.
     Raises HarcacheError where the protocols' labels differ, and for an unknown protocol.
     """
+    clips = read_manifest(workspace.manifest)
     with dataset_lock(workspace.data):
-        clips = read_manifest(workspace.manifest)
         parts = {
             outcome.id: part_file(workspace.poses, record.part)
             for record in read_records(workspace.poses)
@@ -91,9 +91,12 @@ def write_annotations(
     """Write {"split": ..., "annotations": [...]} as a pickle of protocol 3, one annotation at a time."""
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial_path(out)
-    with writing(out), temporary.open("wb") as file:
-        _pickle_in_pieces(file, annotations, splits)
-    commit_file(temporary, out)
+    try:
+        with writing(out), temporary.open("wb") as file:
+            _pickle_in_pieces(file, annotations, splits)
+        commit_file(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _pickle_in_pieces(

@@ -1,5 +1,6 @@
 """Poses that are there already: each clip gets its own, in its video's pixels and frames, or is named."""
 
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipeline.params import (
 from stages import caches, crop, detect, heatmap, pose
 from stages.building import CLIPS_PER_PART, part_file
 from stages.crop import read_crops
+from stages.poses_io import export_poses
 from stages.workspace import Workspace
 from tests.pipeline.skeletons import body, write_mat, write_skeleton
 
@@ -193,6 +195,10 @@ def test_kinects_skeletons_go_through_to_the_heatmaps_with_their_places_in_space
     np.testing.assert_array_equal(positions[:, 0], read_positions(part_file(workspace.poses, 0), ids[0])[0])
     assert np.isnan(positions[4]).all() and np.isnan(positions[:, 1]).all()
     assert set(caches.digests(workspace)) == set(ids)
+    assert export_poses(workspace, Path("out.pkl")) == 2
+    exported = pickle.loads(Path("out.pkl").read_bytes())["annotations"][0]
+    assert exported["keypoint"].shape == (1, _FRAMES, 25, 3) and "keypoint_score" not in exported
+    np.testing.assert_array_equal(exported["keypoint"][0], np.nan_to_num(positions[:, 0]))
 
 
 def test_clips_on_a_list_of_missing_skeletons_can_be_kept(

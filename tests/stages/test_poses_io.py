@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -214,7 +215,7 @@ def test_a_pickle_takes_less_memory_than_its_size(tmp_path: Path) -> None:
     assert "poses: read: " in done.stderr and "poses: write: 250/250 entries" in done.stderr
 
 
-def _posed(project: Path, clips: Sequence[Clip], **positions: np.ndarray) -> Workspace:
+def _posed(project: Path, clips: Sequence[Clip]) -> Workspace:
     """A workspace with poses of the clips but for the last one, which failed."""
     workspace = Workspace.under(project, "small", project / "videos")
     write_manifest(workspace.manifest, clips)
@@ -285,6 +286,31 @@ def test_labels_that_differ_by_protocol_must_be_chosen(tmp_path: Path) -> None:
     assert found["split"] == {"cv2_val": ["a", "b"]} and found["annotations"][0]["label"] == 0
     with pytest.raises(HarcacheError, match="no clip has the protocol 'cv3'; known: cs, cv2"):
         export_poses(workspace, tmp_path / "cv3.pkl", "cv3")
+
+
+def test_a_pickle_that_fails_half_way_is_none(tmp_path: Path) -> None:
+    def annotations():
+        yield {"frame_dir": "a"}
+        raise HarcacheError("no more")
+
+    with pytest.raises(HarcacheError, match="no more"):
+        write_annotations(tmp_path / "out.pkl", annotations(), {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_dataset_leaves_no_trace(tmp_path: Path) -> None:
+    with pytest.raises(HarcacheError, match=r"manifest\.csv is missing"):
+        export_poses(Workspace.under(tmp_path, "gone", tmp_path), tmp_path / "out.pkl")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_is_named_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10))
+    with pytest.raises(HarcacheError, match=r"has 0 MB free, out\.h5 may need \d+; make room"):
+        _import(tmp_path, [_entry()])
+    assert [path.name for path in tmp_path.iterdir()] == ["in.pkl"]
 
 
 def test_a_pickle_names_numpys_module_as_numpy_1_knows_it(tmp_path: Path) -> None:
