@@ -14,7 +14,9 @@ from models.pose_estimators import _finish_decoding, _matched, _start_decoding, 
 from models.weights import find_config
 from pipeline.errors import HarcacheError
 from pipeline.params import PoseParams
+from pipeline.video import read_frames
 from tests.models.extraction import estimate
+from tests.projects import ROOT
 
 mmcv_stub.install()
 
@@ -89,6 +91,18 @@ def test_keypoints_of_hrnet_w32_are_those_that_mmpose_finds(tmp_path):
     model = make_model(config)
     torch.save(model.state_dict(), tmp_path / "net.pth")
     assert_equal_to_mmpose(model, replace(DEMO, config=config), tmp_path, make_frames(1), [BOXES])
+
+
+def test_keypoints_in_filmed_frames_are_those_that_mmpose_finds(tmp_path):
+    path = ROOT.parent / "shared" / "videos" / "S001C001P001R001A001_rgb.avi"
+    if not path.is_file():
+        pytest.skip(f"the sample videos are not here: {path} is missing")
+    config = "td-hm_hrnet-w32_8xb64-210e_coco-256x192"
+    model = make_model(config)
+    torch.save(model.state_dict(), tmp_path / "net.pth")
+    persons = np.array([[800, 250, 1150, 1000], [900.5, 300.25, 1000, 700]], np.float32)
+    frames = list(read_frames(path, 0, 3))[::2]
+    assert_equal_to_mmpose(model, replace(DEMO, config=config), tmp_path, frames, [persons, persons[:1]])
 
 
 @pytest.mark.parametrize(
