@@ -258,7 +258,7 @@ def predict(
 
     A video that can't be read is named at the end, with exit code 1; the others are told all the same.
 
-    Example: harcache predict walk.mp4 --checkpoint data/demo/training/epam/network.pt --overlay out.mp4
+    Example: harcache predict walk.mp4 --checkpoint network.pt --overlay out.mp4
     """
     from pipeline.params import load_params
     from stages import predict as stage

@@ -32,6 +32,7 @@ __all__ = [
     "NoDetectParams",
     "PoseParams",
     "Precision",
+    "QualityFlag",
     "RecipeParams",
     "RgbParams",
     "SampleParams",
@@ -58,6 +59,8 @@ _Fraction = Annotated[float, _Range(0, 1)]
 _Positive = Annotated[float, _Range(1e-9)]
 _NotNegative = Annotated[float, _Range(0)]
 Precision = Literal["float32", "bfloat16", "float16"]
+QualityFlag = Literal["nobody", "low_confidence", "whole_image", "outside", "identity_change"]
+"""What may be wrong with a clip's persons and poses; the crop stage's table says it."""
 
 _Section = TypeVar("_Section")
 
@@ -208,11 +211,13 @@ class SampleParams(_Params):
     """Frames of a sample: the paper's 48 poses, of which every third has its RGB frame.
 
     ``heatmaps``: read from the cached volume, or drawn on the device from the cached keypoints.
+    Training leaves out clips with a flag of ``exclude``; testing never does, so that figures stay comparable.
     """
 
     clip_len: _Count = 48
     rgb_frames: _Count = 16
     heatmaps: Literal["volume", "keypoints"] = "volume"
+    exclude: tuple[QualityFlag, ...] = ()
 
 
 @dataclass(frozen=True)

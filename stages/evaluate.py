@@ -27,6 +27,7 @@ from pipeline.progress import progress
 from stages.accuracy import confusion, hardest_pairs, in_pairs, mean_class, softmax, top
 from stages.boxes import overlaps
 from stages.building import inputs_from, parts_of
+from stages.crop import flag_counts, read_crops
 from stages.networks import Network, Trained, check_classes, load_trained, scores_of
 from stages.results import Cost, Outputs, Scored, write_results
 from stages.samples import (
@@ -72,7 +73,7 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> dict[str
     metrics: dict[str, Any] = {
         "clips": {stage: json.loads(workspace.counts(stage).read_text()) for stage in _STAGES}
     }
-    metrics |= _accuracies(scored, test)
+    metrics |= _accuracies(scored, test) | {"flags": flag_counts(read_crops(workspace.crops).values())}
     truth = read_truth(workspace.videos)
     if truth is not None:
         metrics |= _against_truth(workspace, test.clips, truth)

@@ -5,12 +5,15 @@ since every dataset has its own idea of what is bad.
 """
 
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
+from pipeline.params import QualityFlag
+
 __all__ = ["FLAGS", "Quality", "quality_of"]
 
-FLAGS = ("nobody", "low_confidence", "whole_image", "outside", "identity_change")
+FLAGS: tuple[QualityFlag, ...] = get_args(QualityFlag)
 """What may be wrong with a clip; `Quality.flags` says when."""
 
 _LEAST_CONFIDENCE = 0.4

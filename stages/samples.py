@@ -11,9 +11,10 @@ import cache
 from cache.streaming import Batch, ClipDataset, prepare
 from pipeline.clips import Clip, read_classes, read_manifest
 from pipeline.errors import HarcacheError, did_you_mean
-from pipeline.params import DatasetParams, RecipeParams, TrainParams
+from pipeline.params import DatasetParams, QualityFlag, RecipeParams, TrainParams
 from stages import heatmap as heatmap_stage
 from stages import rgb as rgb_stage
+from stages.crop import read_crops
 from stages.networks import Network
 from stages.workspace import Workspace
 
@@ -64,7 +65,10 @@ def stores_of(workspace: Workspace) -> list[Path]:
 
 
 def split_clips(workspace: Workspace, train: TrainParams, split: str) -> list[Clip]:
-    """Return the labelled clips of a split that all stores hold; HarcacheError when there are none."""
+    """Return the labelled clips of a split that all stores hold; HarcacheError when there are none.
+
+    Of the split "train", those with a flag of ``train.sample.exclude`` are left out.
+    """
     stored = set.intersection(*(set(cache.open(path).ids) for path in stores_of(workspace)))
     clips = [
         clip
@@ -73,12 +77,27 @@ def split_clips(workspace: Workspace, train: TrainParams, split: str) -> list[Cl
         and clip.split(train.protocol) == split
         and clip.label(train.protocol) is not None
     ]
+    if split == "train" and train.sample.exclude:
+        clips = _without(train.sample.exclude, clips, workspace)
     if not clips:
         raise HarcacheError(
             f"{workspace.dataset} has no labelled clips in the {split} split of '{train.protocol}'; "
-            "check its layout, or choose another protocol"
+            "check its layout and sample.exclude, or choose another protocol"
         )
     return clips
+
+
+def _without(flags: Sequence[QualityFlag], clips: Sequence[Clip], workspace: Workspace) -> list[Clip]:
+    crops = read_crops(workspace.crops)
+    if any(crops[clip.id].quality is None for clip in clips if clip.id in crops):
+        raise HarcacheError(
+            f"{workspace.crops} has no flags, which training.{workspace.dataset}.sample.exclude asks for; "
+            "run the crop stage again"
+        )
+    flagged = {crop.id for crop in crops.values() if {*crop.flags} & {*flags}}
+    kept = [clip for clip in clips if clip.id not in flagged]
+    print(f"{len(clips) - len(kept)} of {len(clips)} training clips left out: {', '.join(flags)}")
+    return kept
 
 
 def make_dataset(

@@ -122,6 +122,7 @@ def test_one_repro_goes_from_videos_to_metrics(project: Path, first: _Build) -> 
         "parameters",
         "multiply_adds",
         "test",
+        "flags",
     }
     assert metrics["clips"] == {stage: {"ok": 8, "skipped": 0, "failed": 0} for stage in EXTRACTION}
     assert set(metrics["detect"]) == {"recall", "precision"}

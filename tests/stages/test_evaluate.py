@@ -21,6 +21,7 @@ from pipeline.params import DatasetParams, EvaluateParams
 from stages import evaluate
 from stages.accuracy import in_pairs
 from stages.evaluate import detection_quality, pck
+from stages.quality import FLAGS
 from stages.samples import CHECKPOINT, make_dataset, preparation, split_clips
 from stages.workspace import Workspace
 from tests.projects import digests
@@ -151,6 +152,7 @@ def test_the_metrics_tell_of_every_stage_and_network(
         stage: {"ok": 6, "skipped": 0, "failed": 0}
         for stage in ("index", "detect", "pose", "crop", "heatmap", "rgb")
     }
+    assert metrics["flags"].keys() == set(FLAGS) and metrics["flags"]["nobody"] == 0
     networks = {"pose", "rgb", "epam", "score_fusion"}
     assert metrics["top1"].keys() == networks | {"pose_in_object_pairs"}
     assert {metrics["top1"][name] for name in networks} <= {0, 0.5, 1}
@@ -190,7 +192,7 @@ def test_a_dataset_without_truth_is_measured_without_it(
     trained: Workspace, params: DatasetParams, tmp_path: Path
 ) -> None:
     metrics = _run(params, replace(trained, videos=tmp_path, metrics=tmp_path / "demo.json"))
-    assert metrics.keys() == {"clips", "top1", *_ACCURACY}
+    assert metrics.keys() == {"clips", "top1", "flags", *_ACCURACY}
     assert "pose_in_object_pairs" not in metrics["top1"]
 
 

@@ -182,6 +182,38 @@ def test_a_split_without_clips_fails(demo: Workspace, params: DatasetParams) -> 
         _run("pose", _with(params, protocol="xview"), demo)
 
 
+def _flag_change(workspace: Workspace, clip: str) -> None:
+    """Make the crop stage's table say that someone of the clip is suddenly elsewhere."""
+    rows = workspace.crops.read_text().splitlines()
+    changed = [f"{row.rsplit(',', 2)[0]},1,identity_change" if row.startswith(clip) else row for row in rows]
+    workspace.crops.write_text("\n".join(changed) + "\n")
+
+
+def test_flagged_clips_are_left_out_of_training_on_request_and_never_of_testing(
+    own_demo: Workspace, params: DatasetParams, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert params.train is not None
+    train, test = (split_clips(own_demo, params.train, split) for split in ("train", "test"))
+    for clip in (train[0], test[0]):
+        _flag_change(own_demo, clip.id)
+    assert split_clips(own_demo, params.train, "train") == train
+    strict = replace(params.train, sample=replace(params.train.sample, exclude=("nobody", "identity_change")))
+    assert split_clips(own_demo, strict, "train") == train[1:]
+    assert "1 of 4 training clips left out: nobody, identity_change" in capsys.readouterr().out
+    assert split_clips(own_demo, strict, "test") == test
+
+
+def test_flags_that_the_table_does_not_have_are_asked_for(own_demo: Workspace, params: DatasetParams) -> None:
+    assert params.train is not None
+    rows = own_demo.crops.read_text().splitlines()
+    own_demo.crops.write_text("".join(",".join(row.split(",")[:7]) + "\n" for row in rows))
+    strict = replace(params.train, sample=replace(params.train.sample, exclude=("nobody",)))
+    with pytest.raises(
+        HarcacheError, match=r"crops\.csv has no flags, .*sample\.exclude asks for; run the crop"
+    ):
+        split_clips(own_demo, strict, "train")
+
+
 def test_clips_that_a_store_lacks_are_not_trained_on(own_demo: Workspace, params: DatasetParams) -> None:
     assert params.train is not None
     clips = read_manifest(own_demo.manifest)
