@@ -99,12 +99,25 @@ def _states(params: _BroughtAlong, clips: Sequence[Clip], shared: frozenset[str]
     """Return what stands for the poses of each clip; the empty text for a clip that has none."""
     source = Path(params.source)
     if isinstance(params, ImportedPoseParams):
-        found: Mapping[str, str] = ImportedPoses(source).digests
+        poses = ImportedPoses(source)
+        found: Mapping[str, str] = poses.digests
+        _tell_of_frames(poses, clips, shared)
     else:
         missing = read_missing(source)
         stats = {id: path.stat() for id, path in find_skeletons(source).items()}
         found = {id: f"{s.st_size} {s.st_mtime_ns} {id in missing}" for id, s in stats.items()}
     return {clip.id: found.get(_name_in(found, clip, shared), "") for clip in clips}
+
+
+def _tell_of_frames(poses: ImportedPoses, clips: Sequence[Clip], shared: frozenset[str]) -> None:
+    """Print how many clips get poses that are cut or filled up to their frames."""
+    frames = {clip.id: poses.frames.get(_name_in(poses.frames, clip, shared)) for clip in clips}
+    other = [c.id for c in clips if (n := frames[c.id]) and 0 < abs(n - c.frames) <= _FRAMES_OFF]
+    if other:
+        print(
+            f"pose: the poses of {len(other)} clips, first '{other[0]}', have up to {_FRAMES_OFF} frames "
+            "more or less than their videos: cut, or NaN at the end"
+        )
 
 
 def _name_in(source: Container[str], clip: Clip, shared: frozenset[str]) -> str:
