@@ -12,6 +12,7 @@ from cache.sampling import (
     clip_keys,
     clip_rng,
     draw_chances,
+    draw_crops,
     draw_samples,
     epoch_keys,
     rgb_positions,
@@ -216,3 +217,16 @@ def test_an_empty_clip_is_refused(draw):
 def test_storing_no_frames_is_refused():
     with pytest.raises(HarcacheError, match="max_frames is 0"):
         stored_frames(10, 0)
+
+
+def test_random_crops_lie_inside_and_have_the_areas_and_shapes_asked_for():
+    keys = epoch_keys(0, 0, clip_keys([f"clip{n}" for n in range(2000)]))
+    crops = draw_crops(keys, 0.56)
+    x, y, width, height = crops.T.astype(float)
+    assert crops.dtype == np.float32
+    assert (np.minimum(x, y) >= 0).all() and (np.maximum(x + width, y + height) <= 1 + 1e-6).all()
+    assert 0.56 - 1e-5 <= (width * height).min() < 0.58 and 0.98 < (width * height).max() <= 1
+    assert 3 / 4 - 1e-5 <= (width / height).min() < 0.8 and 1.25 < (width / height).max() <= 4 / 3 + 1e-5
+    assert abs((width * height).mean() - 0.78) < 0.01
+    np.testing.assert_array_equal(draw_crops(keys[7:8], 0.56), crops[7:8])
+    np.testing.assert_allclose(draw_crops(keys, 1.0), [[0, 0, 1, 1]] * 2000, atol=1e-6)

@@ -10,10 +10,12 @@ from pipeline.params import (
     DatasetParams,
     ImportedPoseParams,
     KinectPoseParams,
+    ModelParams,
     dataset_names,
     load_params,
 )
 
+ROOT = Path(__file__).parents[2]
 RECIPE = {"epochs": 2, "batch_size": 4, "lr": 0.05, "precision": "float32"}
 SECTIONS: dict[str, Any] = {
     "index": {"layout": "demo"},
@@ -169,3 +171,20 @@ def test_a_file_that_is_no_parameter_file_fails(tmp_path: Path, text: str, messa
 def test_a_missing_file_fails(tmp_path: Path) -> None:
     with pytest.raises(HarcacheError, match="is missing; run in the project's folder"):
         load_params(tmp_path / "params.yaml", dataset="demo")
+
+
+@pytest.mark.parametrize("preset", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_preset_is_a_training_section_as_it_stands(tmp_path: Path, preset: Path) -> None:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    training = yaml.safe_load(preset.read_text())["training"]
+    assert list(training) == [preset.stem]
+    content["datasets"][preset.stem] = content["datasets"]["demo"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content | {"training": training}))
+    train = load_params(tmp_path / "params.yaml", dataset=preset.stem).train
+    assert train is not None
+    papers = {"pose": (240, 96, 0.0375), "rgb": (200, 64, 0.05), "epam": (10, 24, 0.001)}
+    for network, (epochs, batch, rate) in papers.items():
+        recipe = getattr(train, network)
+        assert (recipe.epochs, recipe.batch_size, recipe.scaled_lr) == (epochs, batch, pytest.approx(rate))
+        assert (recipe.momentum, recipe.weight_decay, recipe.clip_norm, recipe.flip) == (0.9, 3e-4, 40, 0.5)
+    assert train.model == ModelParams() and (train.pose.crop, train.sample.clip_len) == (0.56, 48)
