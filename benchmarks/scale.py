@@ -234,7 +234,7 @@ def _index_costs(clips: int) -> dict[str, float]:
                 shutil.copyfile(source, video)
             seconds, peak = _costs_of_index(project)
             results |= {f"index.seconds{suffix}": seconds, f"index.bytes{suffix}": float(peak)}
-            results[f"index.again.seconds{suffix}"], _ = _costs_of_index(project)
+        results["index.again.seconds"], _ = _costs_of_index(project)
     return results
 
 
