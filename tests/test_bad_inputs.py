@@ -26,6 +26,7 @@ from pipeline.outcomes import read_failures
 from pipeline.params import IndexParams
 from pipeline.video import write_video
 from stages import crop, detect, heatmap, index, pose, rgb
+from stages.given_boxes import read_boxes
 from stages.poses_io import import_poses
 from stages.tracking import link_persons
 from stages.workspace import Workspace
@@ -341,6 +342,14 @@ def _boxes(*values: float) -> Callable[[Path], object]:
     return lambda _: link_persons([np.array([values], np.float32)], 2)
 
 
+def _given(*rows: str) -> Callable[[Path], object]:
+    def attempt(folder: Path) -> None:
+        (folder / "boxes.csv").write_text("\n".join(["clip,frame,x1,y1,x2,y2,score", *rows]))
+        read_boxes(folder / "boxes.csv")
+
+    return attempt
+
+
 def _manifest(line: str) -> Callable[[Path], object]:
     def attempt(folder: Path) -> None:
         columns = "id,video,start,end,frames,height,width,fps,size,mtime_ns,digest"
@@ -424,6 +433,14 @@ REFUSALS = [
     Refusal("manifest: a video from the root", _manifest(_refused_video("/v.mp4")), "may lie outside"),
     Refusal("crops: a box of NaN", _crops("a,nan,0,9,9,persons,x"), "invalid literal"),
     Refusal("crops: a box turned inside out", _crops("a,9,9,0,0,persons,x"), "is empty"),
+    Refusal("boxes brought along: negative", _given("a,0,-4,0,9,9,1"), "row 1 (clip a, frame 0, x1 -4"),
+    Refusal("boxes brought along: NaN", _given("a,0,nan,0,9,9,1"), "a value that is no number"),
+    Refusal("boxes brought along: empty", _given("a,0,9,9,9,9,1"), "an empty box"),
+    Refusal(
+        "boxes brought along: unsorted frames",
+        _given("a,1,0,0,9,9,1", "a,0,0,0,9,9,1"),
+        "a frame before that of an earlier row",
+    ),
     Refusal("boxes: NaN", _boxes(float("nan"), 0, 9, 9, 1), "is not finite"),
     Refusal("boxes: infinite", _boxes(0, 0, float("inf"), 9, 1), "is not finite"),
     Refusal(
