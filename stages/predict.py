@@ -7,7 +7,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,6 @@ from stages.overlay import Shown, write_overlay
 from stages.workspace import Workspace
 
 __all__ = ["Options", "Predictor", "cut", "run", "videos_of"]
-
-_PASSES, _PASSES_WITH_OVERLAY = 3, 4
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,8 @@ class Predictor:
             spans = cut(video.frames, video.fps, options.window, options.stride)
         except HarcacheError as error:
             raise HarcacheError(f"{path} {error}") from error
-        passes = _PASSES if overlay is None else _PASSES_WITH_OVERLAY
+        # Persons and poses, then crops where the network reads any, then drawing.
+        passes = 2 + (self._trained.kind != "pose") + (overlay is not None)
         windows, shown = [], []
         with progress(passes * video.frames, path.name, unit="frames") as bar:
             seen = self._chain.look(path, video, spans, bar)
@@ -164,7 +163,9 @@ class Predictor:
                 probabilities = softmax(scores_of(self._trained.network, ready).mean(0, keepdims=True))[0]
                 windows.append(self._window(one.seen, probabilities, video, options.top))
                 if overlay is not None:
-                    shown.append(Shown(one, windows[-1]["classes"], self._attention(ready)))
+                    # Without the samples, which a long video has too many of.
+                    drawn = replace(one, samples=[])
+                    shown.append(Shown(drawn, windows[-1]["classes"], self._attention(ready)))
             if overlay is not None:
                 write_overlay(overlay, path, video, shown, self._params.crop.min_score, bar)
         return {"video": str(path), "seconds": _seconds(video.frames, video), "windows": windows}
