@@ -67,8 +67,8 @@ class Dispatch:
         self._client, self._stage, self._timeout, self._gpu = client, stage, unit_timeout, gpu
         self._topic = f"harcache-{uuid.uuid4().hex}"
         self._site, self._known = site, set[str]()
-        # As bytes: Dask itself would import a stage's modules in the scheduler, and where workers send their
-        # heartbeats; loading PyTorch takes longer than these may be late.
+        # As bytes, like the units: Dask itself would import a stage's modules in the scheduler, and where
+        # workers send their heartbeats; loading PyTorch takes longer than these may be late.
         self._task = pickle.dumps((process, context, site))
         self._begun: dict[str, tuple[str, float]] = {}
         self._reports: dict[str, Any] = {}
@@ -167,7 +167,7 @@ class Dispatch:
         keys = [f"{self._stage}-{unit.part}-{uuid.uuid4().hex}" for unit in units]
         futures = self._client.map(
             _on_worker,
-            units,
+            [pickle.dumps(unit) for unit in units],
             task=self._task,
             topic=self._topic,
             key=keys,
@@ -272,10 +272,10 @@ def _is_here() -> bool:
     return True
 
 
-def _on_worker(unit: Unit, task: bytes, topic: str) -> Any:
+def _on_worker(pickled: bytes, task: bytes, topic: str) -> Any:
     from distributed import get_worker
 
-    worker = get_worker()
+    unit, worker = pickle.loads(pickled), get_worker()
     with _one_at_a_time:
         message = {"key": worker.get_current_task(), "worker": worker.address, "part": unit.part}
         if task not in _loaded:
