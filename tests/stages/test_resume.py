@@ -5,6 +5,7 @@ import random
 import signal
 import socket
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import get_context
@@ -35,7 +36,7 @@ _STEPS = 2 * _EPOCHS
 
 def _recipe(**values: Any) -> DatasetParams:
     assert PARAMS.train is not None
-    recipe = replace(PARAMS.train.pose, epochs=_EPOCHS, lr=0.05, **values)
+    recipe = replace(PARAMS.train.pose, **{"epochs": _EPOCHS, "lr": 0.05, **values})
     return replace(PARAMS, train=replace(PARAMS.train, pose=recipe))
 
 
@@ -80,7 +81,13 @@ def _run_as(workspace: Workspace, params: DatasetParams, rank: int, ranks: int, 
         "WORLD_SIZE": str(ranks),
         "LOCAL_WORLD_SIZE": str(ranks),
     }
-    _run(workspace, params)
+    try:
+        _run(workspace, params)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    # At once: multiprocessing would wait for the loader's processes, which end with this one.
+    os._exit(0)
 
 
 def _start(function: Callable[..., None], *arguments: Any) -> BaseProcess:
@@ -223,7 +230,7 @@ def shared(
     """The same run by one process and by two; of three clips the second has none in the last step."""
     assert PARAMS.train is not None
     model = replace(PARAMS.train.model, dropout=0.0)
-    params = _recipe()
+    params = _recipe(lr=0.01)
     assert params.train is not None
     params = replace(params, train=replace(params.train, model=model))
     workspaces = []
