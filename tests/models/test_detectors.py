@@ -215,7 +215,9 @@ assert not seen, seen
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert list(tmp_path.iterdir()) == []
+    # Matplotlib, which mmpose's models import, keeps its list of fonts.
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and "matplotlib" not in path.parts]
+    assert left == []
 
 
 @pytest.fixture(scope="module")
