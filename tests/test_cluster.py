@@ -98,6 +98,8 @@ def _worker_that_gets(signal_number: int, stage: str, scheduler: str) -> Iterato
             while not at_work:
                 time.sleep(0.05)
                 at_work = [w for w, keys in client.processing().items() if any(stage in key for key in keys)]
+            # Until it has told what it is at; the networks take longer to load.
+            time.sleep(1)
             pids = client.run(os.getpid, workers=at_work[:1])
             os.kill(pids[at_work[0]], signal_number)
             hit.append(at_work[0])
