@@ -293,7 +293,7 @@ def _measure(what: str, out: Path | None, *sizes: Any) -> None:
 def bench_extract(device: str, precision: str, threads: int | None, out: Path | None) -> None:
     """Time pose estimation and detection in batches beside mmpose and Ultralytics, frame by frame.
 
-    Example: harcache bench extract --device cuda --precision float16 --json extract.json
+    Example: harcache bench extract --device cuda --json extract.json
     """
     _measure("extract", out, device, precision, threads)
 

@@ -19,7 +19,7 @@ from pipeline.plan import Unit, Wanted
 from stages import imported_poses
 from stages.building import Parts, Timer, build_parts, ended, finish, inputs_from, parts_of
 from stages.extraction import Context, extract_part, extract_video
-from stages.tracking import link_persons
+from stages.tracking import LINKING, link_persons
 from stages.workspace import Workspace
 
 __all__ = ["estimate_poses", "linked_poses", "process", "rows_of", "run"]
@@ -36,7 +36,7 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
     sources = [find_weights(params.pose.weights, workspace.weights_dir)]
     if params.pose.backend == "mmpose":
         sources.append(find_config(params.pose.config))
-    own = fingerprint("pose", params.pose.fingerprint, [file_digest(source) for source in sources])
+    own = fingerprint("pose", LINKING, params.pose.fingerprint, [file_digest(source) for source in sources])
     inputs = inputs_from(workspace.detections, clips)
     wanted = [
         Wanted(clip, fingerprint(own, inputs.fingerprints[clip.id]))

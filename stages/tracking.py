@@ -12,7 +12,10 @@ from scipy.optimize import linear_sum_assignment
 from pipeline.errors import HarcacheError
 from stages.boxes import overlaps
 
-__all__ = ["link_persons"]
+__all__ = ["LINKING", "link_persons"]
+
+LINKING = 2
+"""The version of these rules, part of the poses' fingerprints: raised when the same boxes are linked otherwise."""
 
 _LEAST_OVERLAP = 0.1  # intersection over union under which two boxes are two persons
 # An alpha-beta filter: the shares of a surprise that place and speed take over.
