@@ -15,7 +15,7 @@ from stages.boxes import overlaps
 __all__ = ["LINKING", "link_persons"]
 
 LINKING = 2
-"""The version of these rules, part of the poses' fingerprints: raised when the same boxes are linked otherwise."""
+"""The version of these rules, part of the poses' fingerprints: the same boxes linked otherwise raise it."""
 
 _LEAST_OVERLAP = 0.1  # intersection over union under which two boxes are two persons
 # An alpha-beta filter: the shares of a surprise that place and speed take over.
