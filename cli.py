@@ -52,6 +52,15 @@ def main() -> None:
     """
 
 
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_videos_option = click.option(
+    "--videos",
+    type=click.Path(path_type=Path),
+    default=Path("videos"),
+    envvar="HARCACHE_VIDEOS",
+    show_envvar=True,
+    help="Folder that holds a folder of videos for each dataset.",
+)
 _weights_option = click.option(
     "--weights-dir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -71,14 +80,7 @@ def _stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Where files lie and how work runs; nothing here changes a result."""
     options = [
         click.argument("dataset"),
-        click.option(
-            "--videos",
-            type=click.Path(path_type=Path),
-            default=Path("videos"),
-            envvar="HARCACHE_VIDEOS",
-            show_envvar=True,
-            help="Folder that holds a folder of videos for each dataset.",
-        ),
+        _videos_option,
         _weights_option,
         _device_option,
         click.option(
@@ -268,6 +270,49 @@ def predict(
     workspace = None if dataset is None else Workspace.under(Path(), dataset, Path("videos"))
     asked = stage.Options(**options)
     stage.run(videos, checkpoint, params, workspace, asked, weights_dir, choose_device(device), as_json)
+
+
+@main.command()
+@click.argument("dataset")
+@click.argument("clips", nargs=-1, metavar="[CLIP]...")
+@_videos_option
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder. [default: data/DATASET/preview]"
+)
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="Network whose attention and classes to show."
+)
+@click.option("--count", type=click.IntRange(1), default=4, help="Clips to choose where none are named.")
+@click.option("--columns", type=click.IntRange(1, 16), default=6, help="Frames in a picture.")
+@_device_option
+@_json_option
+def preview(
+    dataset: str,
+    clips: tuple[str, ...],
+    videos: Path,
+    out: Path | None,
+    checkpoint: Path | None,
+    count: int,
+    columns: int,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Draw what is stored of clips: persons, keypoints, crops, heatmaps; a picture and a short video of each.
+
+    Without CLIP a few are chosen, from classes evenly spread. What is missing, such as the videos, is left
+    out and named.
+
+    Example: harcache preview demo --checkpoint data/demo/training/epam/network.pt
+    """
+    from pipeline.params import load_params
+    from stages import preview as stage
+    from stages.workspace import Workspace, choose_device
+
+    params = load_params("params.yaml", dataset=dataset)
+    workspace = Workspace.under(Path(), dataset, videos)
+    options = stage.Options(out or workspace.data / "preview", checkpoint, count, columns)
+    used = "cpu" if checkpoint is None else choose_device(device)
+    stage.run(clips, params, workspace, options, used, as_json)
 
 
 @main.group()
@@ -461,9 +506,6 @@ def export_poses(dataset: str, out: Path, protocol: str | None) -> None:
 @main.group()
 def cache() -> None:
     """Look into a dataset's caches, and check that no bit of them has changed."""
-
-
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def _workspace(dataset: str) -> Any:

@@ -22,9 +22,9 @@ from pipeline.progress import progress
 from stages.building import ended, part_file
 from stages.workspace import Workspace
 
-__all__ = ["describe", "digests", "info", "present", "record_folder", "threads", "total"]
+__all__ = ["describe", "digests", "info", "present", "record_folder", "sources_of", "threads", "total"]
 
-_Read = Callable[[], Iterable[np.ndarray]]
+Read = Callable[[], Iterable[np.ndarray]]
 
 
 def present(workspace: Workspace) -> dict[str, Path]:
@@ -133,11 +133,11 @@ def digests(workspace: Workspace) -> dict[str, str]:
     numbers, box and image size. So it does not depend on parts, shards or the order of clips. Caches that are
     not there, and those in which a clip failed, are left out. A damaged file raises HarcacheError.
     """
-    sources: dict[str, list[tuple[str, _Read]]] = defaultdict(list)
+    sources: dict[str, list[tuple[str, Read]]] = defaultdict(list)
     there = present(workspace)
     with dataset_lock(workspace.data):
         for stage, folder in there.items():
-            for id, read in _sources(stage, folder).items():
+            for id, read in sources_of(stage, folder).items():
                 sources[id].append((stage, read))
         ids = sorted(sources)
         found = {}
@@ -153,7 +153,7 @@ def total(clips: Mapping[str, str]) -> str:
     return fingerprint(sorted(clips.items()))
 
 
-def _sources(stage: str, folder: Path) -> dict[str, _Read]:
+def sources_of(stage: str, folder: Path) -> dict[str, Read]:
     """Return, by clip, what reads all arrays that a cache holds of it."""
     if folder.suffix == ".zarr":
         store = cache.open(folder)
@@ -177,7 +177,7 @@ def _stored(store: cache.ClipStore, id: str) -> list[np.ndarray]:
     return [*arrays, store.frame_numbers(id), store.box(id), np.array(store.image_size(id))]
 
 
-def _digest(sources: Sequence[tuple[str, _Read]]) -> str:
+def _digest(sources: Sequence[tuple[str, Read]]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for stage, read in sources:
         for array in read():

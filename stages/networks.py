@@ -17,7 +17,7 @@ from models.epam_net import EPAMNet
 from models.xshiftnet import PoseXShiftNet
 from pipeline.errors import HarcacheError
 
-__all__ = ["Network", "Trained", "check_classes", "load_trained", "logits_of", "scores_of"]
+__all__ = ["Network", "Trained", "attention_of", "check_classes", "load_trained", "logits_of", "scores_of"]
 
 Network = Literal["pose", "rgb", "epam"]
 
@@ -85,3 +85,15 @@ def scores_of(network: nn.Module, batch: Mapping[str, Tensor]) -> np.ndarray:
             "it again with a smaller learning rate"
         )
     return scores
+
+
+@torch.inference_mode()
+def attention_of(network: nn.Module, batch: Mapping[str, Tensor]) -> np.ndarray | None:
+    """Return where the first sample's RGB frames are looked at, (T, h, w) float32 0..1.
+
+    ``batch`` is ready for the network; None of one without attention.
+    """
+    if not isinstance(network, EPAMNet) or network.attention_module is None:
+        return None
+    maps = network.attention_map(batch["heatmaps"][:1], batch["rgb"].shape[2])
+    return maps[0].float().cpu().numpy()

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.streaming import Batch, prepare
-from models.epam_net import EPAMNet
+from cache.streaming import prepare
 from pipeline.clips import read_classes
 from pipeline.datasets.layout import find_videos
 from pipeline.errors import HarcacheError
@@ -25,11 +24,11 @@ from pipeline.progress import progress
 from pipeline.video import Probe, probe
 from stages.accuracy import softmax
 from stages.chain import Chain, Seen, read_samples
-from stages.networks import Trained, check_classes, load_trained, scores_of
+from stages.networks import Trained, attention_of, check_classes, load_trained, scores_of
 from stages.overlay import Shown, write_overlay
 from stages.workspace import Workspace
 
-__all__ = ["Options", "Predictor", "cut", "run", "videos_of"]
+__all__ = ["Options", "Predictor", "class_names", "cut", "run", "videos_of"]
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ class Predictor:
         train = self._params.train
         self._sample = train.sample if train else SampleParams()
         self._views = train.evaluate.clips if train else 1
-        self._classes = _class_names(self._trained, self._params, workspace)
+        self._classes = class_names(self._trained, self._params, workspace)
         self._chain = Chain(self._params, weights_dir, device)
         self._prepare = partial(
             prepare, device=device, heatmap_size=self._params.heatmap.size, sigma=self._params.heatmap.sigma
@@ -165,7 +164,8 @@ class Predictor:
                 if overlay is not None:
                     # Without the samples, which a long video has too many of.
                     drawn = replace(one, samples=[])
-                    shown.append(Shown(drawn, windows[-1]["classes"], self._attention(ready)))
+                    attention = attention_of(self._trained.network, ready)
+                    shown.append(Shown(drawn, windows[-1]["classes"], attention))
             if overlay is not None:
                 write_overlay(overlay, path, video, shown, self._params.crop.min_score, bar)
         return {"video": str(path), "seconds": _seconds(video.frames, video), "windows": windows}
@@ -189,15 +189,6 @@ class Predictor:
             ],
         }
 
-    @torch.inference_mode()
-    def _attention(self, ready: Batch) -> np.ndarray | None:
-        """Where the first sample's RGB frames are looked at, (T, h, w) 0..1, by a network that says so."""
-        network = self._trained.network
-        if not isinstance(network, EPAMNet) or network.attention_module is None:
-            return None
-        maps = network.attention_map(ready["heatmaps"][:1], ready["rgb"].shape[2])
-        return maps[0].float().cpu().numpy()
-
 
 def _own_params(trained: Trained) -> DatasetParams:
     content = trained.checkpoint.extra.get("dataset")
@@ -214,7 +205,7 @@ def _own_params(trained: Trained) -> DatasetParams:
         ) from error
 
 
-def _class_names(trained: Trained, params: DatasetParams, workspace: Workspace | None) -> Sequence[str]:
+def class_names(trained: Trained, params: DatasetParams, workspace: Workspace | None) -> Sequence[str]:
     """The checkpoint's own, else the dataset's, which must be as many, else numbers."""
     count = trained.checkpoint.config["num_classes"]
     if trained.checkpoint.classes:
