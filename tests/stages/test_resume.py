@@ -21,7 +21,7 @@ from pipeline.clips import read_manifest, write_manifest
 from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
 from pipeline.params import DatasetParams
-from stages import resume, train
+from stages import learning, resume, train
 from stages.learning import Learner
 from stages.resume import STATE, read_state, write_state
 from stages.samples import CHECKPOINT
@@ -88,6 +88,23 @@ def _run_as(workspace: Workspace, params: DatasetParams, rank: int, ranks: int, 
         os._exit(1)
     # At once: multiprocessing would wait for the loader's processes, which end with this one.
     os._exit(0)
+
+
+def _run_exactly_as(workspace: Workspace, params: DatasetParams, rank: int, ranks: int, port: int) -> None:
+    """The same in float64: in float32 ten steps blow the last digits up to some 1e-5."""
+    learning._PRECISIONS["float32"] = "64-true"
+    make = Learner.__init__
+
+    def exactly(learner: Learner, fabric: Any, network: Any, *arguments: Any) -> None:
+        *before, prepare, label, compiled = arguments
+        make(learner, fabric, network, *before, lambda *batch: _doubled(prepare(*batch)), label, compiled)
+
+    Learner.__init__ = exactly  # type: ignore[method-assign]
+    _run_as(workspace, params, rank, ranks, port)
+
+
+def _doubled(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
 
 
 def _start(function: Callable[..., None], *arguments: Any) -> BaseProcess:
@@ -230,7 +247,7 @@ def shared(
     """The same run by one process and by two; of three clips the second has none in the last step."""
     assert PARAMS.train is not None
     model = replace(PARAMS.train.model, dropout=0.0)
-    params = _recipe(lr=0.01)
+    params = _recipe()
     assert params.train is not None
     params = replace(params, train=replace(params.train, model=model))
     workspaces = []
@@ -244,7 +261,7 @@ def shared(
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        processes = [_start(_run_as, workspace, params, rank, ranks, port) for rank in range(ranks)]
+        processes = [_start(_run_exactly_as, workspace, params, rank, ranks, port) for rank in range(ranks)]
         for process in processes:
             process.join()
         assert [process.exitcode for process in processes] == [0] * ranks
