@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,20 @@ _ON_DEVICE = ("detect", "pose", "train", "evaluate")
 _ON_WORKERS = ("detect", "pose")
 
 
+_INTERRUPTED = 130  # as a shell says it of a process that Ctrl-C ended
+_EPILOG = """\b
+Ends with
+    0  all is well
+    1  an error, which one line names; with a traceback it is a defect
+    2  a command or option that is not there
+  130  stopped by Ctrl-C, training by SIGTERM with 143; the same command goes on
+
+\b
+Completion in bash, also zsh and fish:
+    eval "$(_HARCACHE_COMPLETE=bash_source harcache)"
+"""
+
+
 class _Group(click.Group):
     """Prints an error that is meant for the user as one line; others keep their traceback."""
 
@@ -38,18 +53,66 @@ class _Group(click.Group):
         """Run the chosen command."""
         try:
             return super().invoke(ctx)
-        except HarcacheError as error:
-            raise click.ClickException(str(error)) from error
+        except (HarcacheError, OSError) as error:
+            # A reader that went away, such as `head`, is no error: click ends quietly.
+            if ctx.params["debug"] or isinstance(error, BrokenPipeError):
+                raise
+            raise click.ClickException(_in_one_line(error)) from error
+        except KeyboardInterrupt:
+            click.echo("Stopped; what is finished is kept, and the same command goes on.", err=True)
+            ctx.exit(_INTERRUPTED)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return f"{where}{error.strerror or error}; see that it is there, yours to use, and has room"
+    return " ".join(str(error).splitlines())
+
+
+@click.group(
+    cls=_Group,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.version_option(package_name="harcache")
-def main() -> None:
+@click.option(
+    "--debug", is_flag=True, envvar="HARCACHE_DEBUG", show_envvar=True, help="Show errors' traceback."
+)
+@click.option(
+    "--quiet",
+    is_flag=True,
+    envvar="HARCACHE_QUIET",
+    show_envvar=True,
+    help="Only results and errors: no progress, no notices.",
+)
+@click.pass_context
+def main(ctx: click.Context, debug: bool, quiet: bool) -> None:
     """Turn videos of people into caches, and train action recognition from them.
 
     `dvc repro` calls these commands in order; each can also be run by itself. They work in the folder of
-    dvc.yaml and params.yaml, and a command that is run again does only what is missing.
+    dvc.yaml and params.yaml, and a command that is run again does only what is missing. Results are printed
+    on standard output, all else on standard error.
+
+    Example: harcache --quiet cache info demo --json
     """
+    if quiet:
+        from pipeline.progress import quietly
+
+        ctx.with_resource(quietly())
+
+
+def _dataset_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete a dataset's name; without a readable params.yaml there is none to offer."""
+    from pipeline.params import dataset_names
+
+    try:
+        return [name for name in dataset_names() if name.startswith(incomplete)]
+    except HarcacheError:
+        return []
+
+
+_dataset_argument = click.argument("dataset", shell_complete=_dataset_names)
 
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -79,7 +142,7 @@ _device_option = click.option(
 def _stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Where files lie and how work runs; nothing here changes a result."""
     options = [
-        click.argument("dataset"),
+        _dataset_argument,
         _videos_option,
         _weights_option,
         _device_option,
@@ -273,7 +336,7 @@ def predict(
 
 
 @main.command()
-@click.argument("dataset")
+@_dataset_argument
 @click.argument("clips", nargs=-1, metavar="[CLIP]...")
 @_videos_option
 @click.option(
@@ -332,7 +395,12 @@ def _measure(what: str, out: Path | None, *sizes: Any) -> None:
 
 @bench.command(name="extract")
 @click.option("--device", default="cpu", help="cpu, cuda, cuda:1.")
-@click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    help="Of the networks.",
+)
 @click.option("--threads", type=click.IntRange(1), help="Threads that read ahead. [default: one a core]")
 @click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="File for the results.")
 def bench_extract(device: str, precision: str, threads: int | None, out: Path | None) -> None:
@@ -368,7 +436,9 @@ def bench_model(size: int, out: Path | None) -> None:
 
 @bench.command(name="train")
 @click.option("--device", help="cpu, cuda, cuda:1. [default: the GPU]")
-@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="bfloat16")
+@click.option(
+    "--precision", type=click.Choice(["float32", "bfloat16"]), default="bfloat16", help="Of the network."
+)
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network.")
 @click.option("--batch", type=click.IntRange(1), help="Clips. [default: what fits, up to 96]")
 @click.option("--clips", type=click.IntRange(1), default=64, help="Clips to film, of 96 frames each.")
@@ -414,14 +484,16 @@ def bench_units(units: int, out: Path | None) -> None:
 
 @main.command(name="models")
 @click.option("--classes", type=click.IntRange(1), default=60, help="Actions to tell apart.")
-def list_models(classes: int) -> None:
+@_json_option
+def list_models(classes: int, as_json: bool) -> None:
     """Print every network's parameters and multiply-adds, beside the figures that its paper prints.
 
     Example: harcache models
     """
     from models.summary import as_table, summarise
 
-    click.echo(as_table(summarise(classes)))
+    found = summarise(classes)
+    click.echo(json.dumps([asdict(one) for one in found], indent=1) if as_json else as_table(found))
 
 
 @main.command()
@@ -446,6 +518,17 @@ def export(checkpoint: Path, out: Path, sizes: tuple[tuple[str, int, int, int], 
     )
     taken = ", ".join(f"{name} (clips, {', '.join(map(str, shape))})" for name, shape in shapes.items())
     click.echo(f"{out}: takes {taken}")
+
+
+@main.command()
+def params() -> None:
+    """Print every parameter of params.yaml: its values, its default and what it is for, in Markdown.
+
+    Example: harcache params
+    """
+    from pipeline.params_table import as_markdown
+
+    click.echo(as_markdown(), nl=False)
 
 
 @main.group()
@@ -488,7 +571,7 @@ def import_poses(file: Path, out: Path) -> None:
 
 
 @poses.command(name="export")
-@click.argument("dataset")
+@_dataset_argument
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Pickle to write."
 )
@@ -515,7 +598,7 @@ def _workspace(dataset: str) -> Any:
 
 
 @cache.command(name="info")
-@click.argument("dataset")
+@_dataset_argument
 @_json_option
 def cache_info(dataset: str, as_json: bool) -> None:
     """Say what the caches hold: clips, rows, bytes, codecs, classes of each split, failures.
@@ -529,7 +612,7 @@ def cache_info(dataset: str, as_json: bool) -> None:
 
 
 @cache.command(name="digest")
-@click.argument("dataset")
+@_dataset_argument
 @_json_option
 def cache_digest(dataset: str, as_json: bool) -> None:
     """Print a digest of each clip's decoded values, and one of all clips.
@@ -549,9 +632,10 @@ def cache_digest(dataset: str, as_json: bool) -> None:
 
 
 @cache.command(name="verify")
-@click.argument("dataset")
+@_dataset_argument
 @click.option("--repair", is_flag=True, help="Remove damaged parts, so that their stages make them again.")
-def cache_verify(dataset: str, repair: bool) -> None:
+@_json_option
+def cache_verify(dataset: str, repair: bool, as_json: bool) -> None:
     """Find every changed, cut or missing file, and name the clips in it.
 
     Ends with 1 when something is wrong; with --repair it ends with 0 once all of that is marked to be made
@@ -561,12 +645,17 @@ def cache_verify(dataset: str, repair: bool) -> None:
     """
     from stages import verify
 
-    verify.report(verify.verify(_workspace(dataset), repair), dataset, repair)
+    verify.report(verify.verify(_workspace(dataset), repair), dataset, repair, as_json)
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("videos/demo"))
-@click.option("--seed", default=0)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("videos/demo"),
+    help="Folder for the videos.",
+)
+@click.option("--seed", default=0, help="Other seeds draw other performers and motions.")
 @click.option(
     "--workers",
     type=click.IntRange(0),

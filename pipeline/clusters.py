@@ -9,7 +9,6 @@ import importlib.util
 import logging
 import os
 import platform
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import HarcacheError, StandstillError
+from pipeline.progress import notice
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -166,7 +166,7 @@ def _say_where_the_dashboard_is(client: "Client") -> None:
     with contextlib.suppress(metadata.PackageNotFoundError):
         # Asked in terms of any scheduler, which need not know this package.
         client.run_on_scheduler(metadata.version, "bokeh")
-        print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
+        notice(f"dashboard: {client.dashboard_link}")
 
 
 @dataclass(frozen=True)

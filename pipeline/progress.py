@@ -1,4 +1,4 @@
-"""How far a long loop is: a bar on a terminal, a plain line every ten seconds anywhere else.
+"""How far a long loop is, as a bar on a terminal or a line every ten seconds, and what is worth a notice.
 
 Written to stderr, so that what a command prints on stdout can be read by another program.
 """
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from rich import progress as rich_progress
 
-__all__ = ["Progress", "progress"]
+__all__ = ["Progress", "notice", "progress", "quietly"]
 
 _SECONDS_BETWEEN_LINES = 10.0
+_is_quiet = False
 
 
 class Progress(Protocol):
@@ -25,15 +26,39 @@ class Progress(Protocol):
 
 
 @contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Have neither progress nor notices shown in the block."""
+    global _is_quiet
+    before, _is_quiet = _is_quiet, True
+    try:
+        yield
+    finally:
+        _is_quiet = before
+
+
+def notice(text: str) -> None:
+    """Tell the user what is neither a result nor an error."""
+    if not _is_quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
 def progress(total: int, label: str, unit: str = "clips", done: int = 0) -> Iterator[Progress]:
     """Show ``label``, how many of ``total`` are done (``done`` were before), rate, time left, failures."""
-    if sys.stderr.isatty():
+    if _is_quiet:
+        yield _Silence()
+    elif sys.stderr.isatty():
         with _bar(total, label, unit, done) as bar:
             yield bar
     else:
         lines = _Lines(total, label, unit, done)
         yield lines
         lines.close()
+
+
+class _Silence:
+    def advance(self, count: int = 1, failed: int = 0) -> None:
+        pass
 
 
 class _Lines:

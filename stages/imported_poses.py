@@ -20,6 +20,7 @@ from pipeline.kinect import find_skeletons, read_missing, read_skeletons
 from pipeline.outcomes import Counts
 from pipeline.params import ImportedPoseParams, KinectPoseParams
 from pipeline.plan import Unit, Wanted
+from pipeline.progress import notice
 from stages.building import (
     Parts,
     SkipError,
@@ -114,7 +115,7 @@ def _tell_of_frames(poses: ImportedPoses, clips: Sequence[Clip], shared: frozens
     frames = {clip.id: poses.frames.get(_name_in(poses.frames, clip, shared)) for clip in clips}
     other = [c.id for c in clips if (n := frames[c.id]) and 0 < abs(n - c.frames) <= _FRAMES_OFF]
     if other:
-        print(
+        notice(
             f"pose: the poses of {len(other)} clips, first '{other[0]}', have up to {_FRAMES_OFF} frames "
             "more or less than their videos: cut, or NaN at the end"
         )

@@ -121,8 +121,10 @@ def _panel(
 
 
 def _source(scene: Scene, t: int, height: int | None, width: int | None) -> np.ndarray:
-    scale = height / scene.size[0] if height else (width or _COLUMN) / scene.size[1]
-    high, wide = max(1, round(scale * scene.size[0])), max(1, round(scale * scene.size[1]))
+    # Of whatever shape a video is, its panel is at most twice as long as another one's side.
+    largest = np.array((height or 2 * _COLUMN, width or 2 * PANEL))
+    scale = float((largest / scene.size).min())
+    high, wide = (max(1, round(scale * side)) for side in scene.size)
     image = np.zeros((high, wide, 3), np.uint8)
     if scene.sources is not None:
         image = _scaled(scene.sources[t], high, wide).copy()
@@ -134,7 +136,7 @@ def _source(scene: Scene, t: int, height: int | None, width: int | None) -> np.n
         # Its edges are often the image's own.
         corner = np.minimum(scene.crop[2:] * scale, (wide, high)) - 2
         draw_box(image, np.concatenate([np.maximum(scene.crop[:2] * scale, 1), corner]), WHITE, 1)
-    return image
+    return _filled(image, width or wide, height or high)
 
 
 def _heated(crop: np.ndarray, maps: np.ndarray) -> np.ndarray:
@@ -171,6 +173,6 @@ def _spaced(images: Sequence[np.ndarray], axis: int) -> list[np.ndarray]:
     return [part for image in images for part in (gap, image)][1:]
 
 
-def _filled(image: np.ndarray, width: int) -> np.ndarray:
-    """Black to the right of an image up to ``width``."""
-    return np.pad(image, ((0, 0), (0, width - image.shape[1]), (0, 0)))
+def _filled(image: np.ndarray, width: int, height: int = 0) -> np.ndarray:
+    """Black to the right of an image and below it, up to ``width`` and ``height`` pixels."""
+    return np.pad(image, ((0, max(0, height - len(image))), (0, width - image.shape[1]), (0, 0)))

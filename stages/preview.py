@@ -5,7 +5,6 @@ Straight from the stores, so what is seen is what training sees; what is not the
 
 import io
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,7 +19,7 @@ from pipeline.clips import Clip, read_classes, read_manifest
 from pipeline.errors import HarcacheError, did_you_mean
 from pipeline.files import write_atomically
 from pipeline.params import DatasetParams, SampleParams
-from pipeline.progress import progress
+from pipeline.progress import notice, progress
 from pipeline.video import read_frames, write_video
 from stages.caches import Read, sources_of
 from stages.crop import Crop, read_crops
@@ -72,7 +71,7 @@ def run(
         for clip in clips:
             made.append(_preview(clip, shelf, options))
             for note in made[-1]["missing"]:
-                print(f"{clip.id}: {note}", file=sys.stderr)
+                notice(f"{clip.id}: {note}")
             if not as_json:
                 print(f"{made[-1]['picture']}\n{made[-1]['video']}")
             bar.advance()
@@ -252,8 +251,8 @@ def _sources(
     """Decode the frames, scaled to a panel's height as they come; None, with a note, where that fails."""
     import cv2
 
-    scale = PANEL / clip.height
-    size = max(1, round(scale * clip.width)), PANEL
+    scale = min(PANEL / clip.height, 2 * PANEL / clip.width)
+    size = max(1, round(scale * clip.width)), max(1, round(scale * clip.height))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     wanted, images = set(numbers.tolist()), []
     try:

@@ -12,6 +12,7 @@ from cache.streaming import Batch, ClipDataset, prepare
 from pipeline.clips import Clip, read_classes, read_manifest
 from pipeline.errors import HarcacheError, did_you_mean
 from pipeline.params import DatasetParams, QualityFlag, RecipeParams, TrainParams
+from pipeline.progress import notice
 from stages import heatmap as heatmap_stage
 from stages import rgb as rgb_stage
 from stages.crop import read_crops
@@ -96,7 +97,7 @@ def _without(flags: Sequence[QualityFlag], clips: Sequence[Clip], workspace: Wor
         )
     flagged = {crop.id for crop in crops.values() if {*crop.flags} & {*flags}}
     kept = [clip for clip in clips if clip.id not in flagged]
-    print(f"{len(clips) - len(kept)} of {len(clips)} training clips left out: {', '.join(flags)}")
+    notice(f"{len(clips) - len(kept)} of {len(clips)} training clips left out: {', '.join(flags)}")
     return kept
 
 

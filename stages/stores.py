@@ -27,6 +27,7 @@ from pipeline.files import partial_path, writing
 from pipeline.outcomes import Counts
 from pipeline.parts import Outcome, Record
 from pipeline.plan import Unit, Wanted, plan
+from pipeline.progress import notice
 from stages.building import Parts, Timer, build_parts, ended, finish, process_clips, publish_part
 from stages.crop import Crop, read_crops
 from stages.workspace import Workspace
@@ -115,7 +116,7 @@ def _create(store: StoreSpec, wanted: Sequence[Wanted], attributes: Mapping[str,
         create_store(store.path, store.arrays, store.shard_rows, attributes)
     except StaleStoreError as stale:
         plan(wanted, (), store.shard_rows)  # refuses shards that are too small before anything is removed
-        print(f"{store.stage}: it is made anew, since {stale}")
+        notice(f"{store.stage}: it is made anew, since {stale}")
         # All at once: a kill half-way would leave some of the old arrays to the new store.
         store.path.rename(removed)
         shutil.rmtree(removed)

@@ -4,10 +4,11 @@ Files are compared with the digests that records and indices keep: each is read 
 A damaged part is removed whole and its stage makes it again; mending inside it would need trust in the rest.
 """
 
+import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from cache.errors import CacheError
 from pipeline.clips import read_manifest
 from pipeline.errors import HarcacheError
 from pipeline.parts import Record, dataset_lock, discard_part, file_problem, read_record, record_path
-from pipeline.progress import progress
+from pipeline.progress import notice, progress
 from stages.building import ended
 from stages.caches import present, record_folder, threads
 from stages.crop import read_crops
@@ -85,16 +86,19 @@ def verify(workspace: Workspace, repair: bool = False) -> Verified:
     return Verified(files, tuple(problems), tuple(stray for one in caches.values() for stray in one.strays))
 
 
-def report(found: Verified, dataset: str, repaired: bool) -> None:
+def report(found: Verified, dataset: str, repaired: bool, as_json: bool = False) -> None:
     """Print what was found, and raise HarcacheError when something is wrong that is not repaired."""
+    tell: Callable[[str], None] = notice if as_json else print
+    if as_json:
+        print(json.dumps({"dataset": dataset, "repaired": repaired} | asdict(found), indent=1, default=str))
     for problem in found.problems:
-        print(problem)
+        tell(str(problem))
     for stray in found.strays:
-        print(f"{stray}: no file of a cache; harmless")
+        tell(f"{stray}: no file of a cache; harmless")
     if not found.problems:
-        print(f"{dataset}: {found.files} files are as they were written")
+        tell(f"{dataset}: {found.files} files are as they were written")
     elif repaired:
-        print(f"{dataset}: removed; 'dvc repro' or harcache {', '.join(found.stages)} makes it again")
+        tell(f"{dataset}: removed; 'dvc repro' or harcache {', '.join(found.stages)} makes it again")
     else:
         raise HarcacheError(
             f"{dataset}: {len(found.problems)} things are wrong in {found.files} files; "

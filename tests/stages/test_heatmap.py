@@ -163,7 +163,7 @@ def test_another_size_makes_the_store_anew(
 ) -> None:
     small = replace(params, heatmap=HeatmapParams(shard_rows=64, size=28))
     assert _run(small, own_demo) == Counts(6, 0, 0)
-    assert "it is made anew" in capsys.readouterr().out
+    assert "it is made anew" in capsys.readouterr().err
     store = cache.open(own_demo.heatmaps)
     assert {store.heatmaps(name).shape[1:] for name in store.ids} == {(17, 28, 28)}
     assert store.attributes["parameters"]["size"] == 28

@@ -123,7 +123,7 @@ def test_some_frames_more_or_less_are_cut_or_missing_and_many_are_an_error(
     frames = {"five more": 25, "five less": 15, "six more": 26, "six less": 14}
     poses = [_imported(id, frames=count) for id, count in frames.items()]
     assert _import(workspace, params, [_clip(id) for id in frames], poses) == Counts(2, 0, 2)
-    assert "pose: the poses of 2 clips, first 'five more', have up to 5 frames" in capsys.readouterr().out
+    assert "pose: the poses of 2 clips, first 'five more', have up to 5 frames" in capsys.readouterr().err
     np.testing.assert_array_equal(_keypoints(workspace, "five more"), poses[0].keypoints[:, :_FRAMES])
     keypoints, scores = read_poses(part_file(workspace.poses, 0), "five less")
     np.testing.assert_array_equal(keypoints[:, :15], poses[1].keypoints)

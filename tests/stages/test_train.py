@@ -199,7 +199,7 @@ def test_flagged_clips_are_left_out_of_training_on_request_and_never_of_testing(
     assert split_clips(own_demo, params.train, "train") == train
     strict = replace(params.train, sample=replace(params.train.sample, exclude=("nobody", "identity_change")))
     assert split_clips(own_demo, strict, "train") == train[1:]
-    assert "1 of 4 training clips left out: nobody, identity_change" in capsys.readouterr().out
+    assert "1 of 4 training clips left out: nobody, identity_change" in capsys.readouterr().err
     assert split_clips(own_demo, strict, "test") == test
 
 
