@@ -73,7 +73,7 @@ def picture(scene: Scene, columns: Sequence[int]) -> np.ndarray:
         parts.append(_text(scene.notes, width, _LABEL))
     numbers = [text_band((f"{scene.numbers[t]}",), _COLUMN, _NUMBER) for t in columns]
     for place, kind in enumerate(_kinds(scene)):
-        parts.append(_text([_WHAT[kind]], width, _LABEL))
+        parts.append(_text([_caption(scene, kind)], width, _LABEL))
         if place == 0:
             parts.append(_row(numbers, width))
         parts.append(_row([_panel(scene, kind, t, width=_COLUMN) for t in columns], width))
@@ -102,6 +102,17 @@ def _kinds(scene: Scene) -> list[str]:
         "attention": scene.attention is not None,
     }
     return [kind for kind, is_there in there.items() if is_there]
+
+
+def _caption(scene: Scene, kind: str) -> str:
+    if kind == "heatmap" and not _has_sides(scene.heatmaps):
+        return "heatmaps.zarr"
+    return _WHAT[kind]
+
+
+def _has_sides(maps: np.ndarray | None) -> bool:
+    """Whether the joints of (..., V, s, s) are COCO's, every second one of which is a right one."""
+    return maps is not None and maps.shape[-3] == _COCO
 
 
 def _panel(
@@ -144,7 +155,7 @@ def _heated(crop: np.ndarray, maps: np.ndarray) -> np.ndarray:
     side = len(crop)
     grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)[..., None] * np.float32(_BESIDE)
     image = np.repeat(grey, 3, axis=2)
-    right = slice(2, None, 2) if len(maps) == _COCO else slice(0, 0)
+    right = slice(2, None, 2) if _has_sides(maps) else slice(0, 0)
     others = np.delete(maps, right, axis=0)
     for some, colour in ((others, LEFT), (maps[right], RIGHT)):
         if len(some):

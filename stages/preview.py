@@ -255,9 +255,13 @@ def _sources(
     size = max(1, round(scale * clip.width)), max(1, round(scale * clip.height))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     wanted, images = set(numbers.tolist()), []
+    path = workspace.videos / clip.video
+    if not path.exists():
+        notes.append(f"without its video: {path} is not there")
+        return None
     try:
         first, last = int(numbers[0]), int(numbers[-1]) + 1
-        for number, frame in enumerate(read_frames(workspace.videos / clip.video, first, last), first):
+        for number, frame in enumerate(read_frames(path, first, last), first):
             if number in wanted:
                 images.append(cv2.resize(frame, size, interpolation=method))
     except HarcacheError as error:

@@ -147,7 +147,7 @@ def test_every_command_has_help_with_an_example_that_it_accepts(
     assert example, shown
     given = shlex.split(example[1])
     assert tuple(given[: len(words)]) == words
-    assert command.make_context(words[-1], given[len(words) :]).params
+    assert command.make_context(words[-1], given[len(words) :]).command is command
 
 
 def test_the_console_script_names_every_command() -> None:

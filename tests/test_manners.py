@@ -17,6 +17,7 @@ from cli import main
 from pipeline.errors import HarcacheError
 from pipeline.params_table import as_markdown
 from pipeline.progress import notice, progress, quietly
+from stages.verify import Problem, Verified, report
 
 _ROOT = Path(__file__).parents[1]
 
@@ -56,6 +57,18 @@ def test_a_result_alone_is_on_standard_output() -> None:
     done = _harcache("--quiet", "models", "--json")
     assert {row["name"] for row in json.loads(done.stdout)} >= {"EPAM-Net", "AMFI-Net"}
     assert done.stderr == ""
+
+
+def test_what_is_damaged_is_told_as_json_and_is_an_error_all_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = Verified(2, (Problem("rgb", Path("rgb.zarr/c"), "a changed byte", ("one",), 0),), ())
+    with pytest.raises(HarcacheError, match="1 things are wrong in 2 files"):
+        report(found, "demo", repaired=False, as_json=True)
+    told = capsys.readouterr()
+    (problem,) = json.loads(told.out)["problems"]
+    assert (problem["file"], problem["clips"]) == ("rgb.zarr/c", ["one"])
+    assert told.err == "rgb.zarr/c: a changed byte; clips: one\n"
 
 
 def test_progress_and_notices_are_on_standard_error_and_quiet_leaves_them_out(

@@ -67,7 +67,7 @@ def test_without_its_video_a_clip_is_shown_from_the_stores_and_that_is_said(
     preview.run([_CLIP], PARAMS, moved, Options(tmp_path / "out"), "cpu", as_json=False)
     told = capsys.readouterr()
     assert told.out.splitlines() == [str(tmp_path / "out" / f"{_CLIP}{kind}") for kind in (".png", ".mp4")]
-    assert f"{_CLIP}: without its video: {tmp_path}/gone/{_CLIP}_rgb.mp4" in told.err
+    assert f"{_CLIP}: without its video: {tmp_path}/gone/{_CLIP}_rgb.mp4 is not there" in told.err
     assert probe(tmp_path / "out" / f"{_CLIP}.mp4").frames > 1
 
 
@@ -142,6 +142,23 @@ def _as_large_as_a_panel(crops: np.ndarray | None) -> np.ndarray:
     assert crops is not None
     tiled = np.tile(crops, (1, PANEL // crops.shape[1] + 1, PANEL // crops.shape[2] + 1, 1))
     return tiled[:, :PANEL, :PANEL]
+
+
+@pytest.mark.parametrize("size", [(2, 4000), (4000, 2), (1080, 1920), (17, 31)])
+@pytest.mark.parametrize("joints", [17, 25])
+def test_a_video_of_any_shape_and_joints_fits_into_its_panel(size: tuple[int, int], joints: int) -> None:
+    rng = np.random.default_rng(0)
+    points = rng.uniform(0, 1, (2, 3, joints, 2)) * size[::-1]
+    points[1, 0] = np.nan
+    maps = rng.integers(0, 256, (3, joints, 28, 28), np.uint8)
+    boxes = [np.array([[0, 0, size[1], size[0], 0.9]])] * 3
+    crop = np.array([-5, -5, size[1] + 5, size[0] + 5], np.float32)
+    scene = Scene(["one"], ["two"], np.arange(3), size, None, boxes, points, crop, None, maps, None)
+    frames = list(video_frames(scene, "said"))
+    assert len({frame.shape for frame in frames}) == 1
+    height, width, _ = frames[0].shape
+    assert height % 2 == width % 2 == 0 and height < 2 * PANEL and width <= 4 * PANEL
+    assert picture(scene, [0, 2]).shape[0] < 6 * PANEL
 
 
 @pytest.mark.parametrize("text", ["W" * 15 + " " + "put on a hat or a cap, then take it off " * 5, "Ж" * 40])
