@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 import cli
 from cli import main
-from pipeline.errors import HarcacheError
+from pipeline.errors import HarcacheError, did_you_mean
 from pipeline.params_table import as_markdown
 from pipeline.progress import notice, progress, quietly
 from stages.verify import Problem, Verified, report
@@ -115,6 +115,11 @@ def test_an_error_is_one_line_with_status_1_and_has_its_traceback_with_debug(
     assert _harcache("--debug", "detect", "demo").exception is error
     monkeypatch.setenv("HARCACHE_DEBUG", "1")
     assert _harcache("detect", "demo").exception is error
+
+
+def test_of_many_names_an_error_lists_some() -> None:
+    assert did_you_mean("walk", ["sit", "run"]) == "Known: run, sit."
+    assert did_you_mean("walk", [f"S{n:03}" for n in range(100)]).endswith(", S039 and 60 more.")
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
