@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 # Draws the demo's videos where they are missing, then builds what is out of date.
 demo: $(READY)
 	harcache demo
-	dvc repro evaluate@demo
+	dvc repro report@demo
 	dvc metrics show metrics/demo.json
 
 # Files of tests go to two processes: many of them wait for commands, and each process may take 2 GB.
@@ -45,4 +45,4 @@ weights: $(READY)
 	python scripts/train_demo_weights.py all
 
 clean:
-	rm -rf data metrics videos/demo dvc.lock
+	rm -rf data metrics report videos/demo dvc.lock

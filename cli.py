@@ -288,6 +288,26 @@ def evaluate(checkpoints: tuple[Path, ...], clips: int | None, out: Path | None,
 
 
 @main.command()
+@click.argument("dataset")
+@_videos_option
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="File. [default: report/DATASET.html]"
+)
+def report(dataset: str, videos: Path, out: Path | None) -> None:
+    """Write one HTML file that shows a dataset: clips, failures, storage, training, accuracy, pictures.
+
+    It holds all that it shows, works without a network, and says what is not there yet.
+
+    Example: harcache report demo
+    """
+    from stages import report as stage
+    from stages.workspace import Workspace
+
+    workspace = Workspace.under(Path(), dataset, videos)
+    stage.run(workspace, out or Path("report") / f"{dataset}.html")
+
+
+@main.command()
 @click.argument("videos", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="The network to ask.")
 @click.option("--dataset", help="Dataset whose params.yaml counts. [default: as the checkpoint was trained]")

@@ -23,7 +23,8 @@ from tests.projects import EXTRACTION, run, succeeded
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 _MODULES = (index, detect, pose, crop, heatmap, rgb)
-_STAGES = {f"{name}@demo" for name in (*EXTRACTION, "train_pose", "train_rgb", "train_epam", "evaluate")}
+_AFTER = ("train_pose", "train_rgb", "train_epam", "evaluate", "report")
+_STAGES = {f"{name}@demo" for name in (*EXTRACTION, *_AFTER)}
 _SPEC = DemoSpec(performers=(1, 2, 3), cameras=1, actions=(5, 6, 11))
 _LATE = "S003C001P002R001A006"
 _PIXELS = {"rgb.zarr": ["frames"], "heatmaps.zarr": ["volume", "keypoints"]}

@@ -1,0 +1,128 @@
+"""The report's charts, as SVG that stands in the page: text stays sharp and selectable on any screen.
+
+Drawn by hand, since the page's own style then colours them, in light and in dark, without a script.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from xml.etree import ElementTree
+
+import numpy as np
+from markupsafe import Markup
+
+__all__ = ["histogram", "lines"]
+
+_WIDTH, _HEIGHT = 360, 190  # of a phone's screen; larger ones scale it
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 38  # what axes and their text take
+_BINS = 24
+_MARK = 2.5  # radius of a point
+
+
+def histogram(values: Sequence[float] | np.ndarray, label: str, of: str) -> Markup:
+    """Return bars that say how many of ``of`` (such as "clips") have which ``label``, "length in frames".
+
+    ``values`` are finite; small whole numbers get a bar each, others 24 bars of one width.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    low, high = (float(numbers.min()), float(numbers.max())) if len(numbers) else (0.0, 1.0)
+    whole = bool((numbers == numbers.round()).all()) and high - low < _BINS
+    edges = np.arange(low - 0.5, high + 1.5) if whole else np.linspace(low, max(high, low + 1e-6), _BINS + 1)
+    counts, _ = np.histogram(numbers, edges)
+    svg, area = _frame(f"{label}: {len(numbers)} {of}")
+    peak = max(int(counts.max()), 1)
+    step = area.width / len(counts)
+    for number, count in enumerate(counts.tolist()):
+        height = area.height * count / peak
+        span = (
+            f"{edges[number] + 0.5:g}" if whole else f"{_short(edges[number])} to {_short(edges[number + 1])}"
+        )
+        bar = _add(
+            svg,
+            "rect",
+            {"class": "bar", "x": area.left + number * step + 0.5, "y": area.bottom - height},
+            width=max(step - 1, 0.5),
+            height=height,
+        )
+        _add(bar, "title", {}).text = f"{span}: {count} {of}"
+    shown = ((edges[:-1] + edges[1:]) / 2 if whole else edges).tolist()
+    for number in sorted({0, len(shown) // 2, len(shown) - 1}):
+        x = area.left + (number + (0.5 if whole else 0)) * step
+        _text(svg, x, area.bottom + 15, _short(shown[number]), "end" if x > area.right - 9 else "middle")
+    _scale(svg, area, 0, peak, f"{peak:,}")
+    _text(svg, (area.left + area.right) / 2, _HEIGHT - 5, label, "middle")
+    return _markup(svg)
+
+
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float]]], label: str, top: float | None = None
+) -> Markup:
+    """Return a line for each of at most two ``series`` of (epoch, value); the second one is dashed.
+
+    The value axis goes from 0 to ``top``, by default the largest value; what is no number is left out.
+    """
+    finite = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in series.items()}
+    points = [point for one in finite.values() for point in one]
+    first, last = min((x for x, _ in points), default=0), max((x for x, _ in points), default=1)
+    highest = top or max((y for _, y in points), default=1) or 1
+    svg, area = _frame(f"{label} by epoch: {' and '.join(series)}")
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - first) / (last - first) if last > first else 0.5
+        return area.left + area.width * across, area.bottom - area.height * min(y / highest, 1)
+
+    for number, (name, one) in enumerate(finite.items()):
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in one))
+        _add(svg, "polyline", {"class": f"line line{number}", "points": path})
+        for x, y in one:
+            cx, cy = place(x, y)
+            mark = _add(svg, "circle", {"class": f"mark{number}", "cx": cx, "cy": cy}, r=_MARK)
+            _add(mark, "title", {}).text = f"{name}, epoch {x:g}: {y:.4g}"
+    for x in sorted({first, last}):
+        _text(svg, place(x, 0)[0], area.bottom + 15, f"{x:g}", "middle")
+    _scale(svg, area, 0, highest, f"{highest:.3g}")
+    _text(svg, (area.left + area.right) / 2, _HEIGHT - 5, f"epoch; {label}", "middle")
+    return _markup(svg)
+
+
+class _Area:
+    """Where a chart's data lies, in the units of its view box."""
+
+    left, right, top, bottom = _LEFT, _WIDTH - _RIGHT, _TOP, _HEIGHT - _BOTTOM
+    width, height = right - left, bottom - top
+
+
+def _frame(label: str) -> tuple[ElementTree.Element, _Area]:
+    """Return an empty chart, which a screen reader calls ``label``."""
+    view = f"0 0 {_WIDTH} {_HEIGHT}"
+    svg = ElementTree.Element("svg", {"viewBox": view, "role": "img", "aria-label": label})
+    area = _Area()
+    _add(svg, "path", {"class": "axis", "d": f"M{area.left} {area.top}V{area.bottom}H{area.right}"})
+    return svg, area
+
+
+def _scale(svg: ElementTree.Element, area: _Area, low: float, high: float, text: str) -> None:
+    _text(svg, area.left - 5, area.top + 8, text, "end")
+    _text(svg, area.left - 5, area.bottom + 2, f"{low:g}", "end")
+
+
+def _text(svg: ElementTree.Element, x: float, y: float, text: str, anchor: str) -> None:
+    _add(svg, "text", {"x": x, "y": y, "text-anchor": anchor}).text = text
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _add(
+    parent: ElementTree.Element, tag: str, attributes: Mapping[str, str | float], **more: float
+) -> ElementTree.Element:
+    given = {**attributes, **more}
+    texts = {
+        name: f"{value:.1f}" if isinstance(value, float) else str(value) for name, value in given.items()
+    }
+    return ElementTree.SubElement(parent, tag, texts)
+
+
+def _markup(svg: ElementTree.Element) -> Markup:
+    # ElementTree escapes every text and attribute.
+    return Markup(ElementTree.tostring(svg, encoding="unicode", short_empty_elements=False))
