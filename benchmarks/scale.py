@@ -268,7 +268,8 @@ def _time_repro(shards: int) -> float:
     return seconds
 
 
-_COMMITTED = ("detect", "pose", "crop", "heatmap", "rgb")
+_BUILT = ("detect", "pose", "crop", "heatmap", "rgb")
+_COMMITTED = (*_BUILT, "report")
 
 
 def _make_project(project: Path, shards: int) -> None:
@@ -285,7 +286,8 @@ def _make_project(project: Path, shards: int) -> None:
     write_video(video, [np.zeros((32, 32, 3), np.uint8)] * 2, fps=30)
     for name in ("detections/part-00000.h5", "poses/part-00000.h5", "crops.csv"):
         _touch(data / name)
-    for stage in _COMMITTED:
+    _touch(project / "report" / "demo.html")
+    for stage in _BUILT:
         _touch(data / "failures" / f"{stage}.csv")
         _touch(data / "counts" / f"{stage}.json")
     for name, (_, arrays) in _STORES.items():

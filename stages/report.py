@@ -29,7 +29,7 @@ from stages import caches
 from stages.building import part_file
 from stages.charts import histogram, lines
 from stages.crop import Crop, flag_counts, read_crops
-from stages.strips import Strips, data_uri
+from stages.strips import Picture, Strips
 from stages.workspace import Workspace
 
 __all__ = ["run"]
@@ -68,10 +68,10 @@ class Table(NamedTuple):
 
 
 class Card(NamedTuple):
-    """A clip with its picture (a data URI, or None) and what there is to say of it."""
+    """A clip with its picture, if there is one, and what there is to say of it."""
 
     id: str
-    picture: str | None
+    picture: Picture | None
     lines: Sequence[str]
     flags: Sequence[str] = ()
 
@@ -168,10 +168,11 @@ def _source(text: str) -> str:
 def _facts(build: _Build) -> list[tuple[str, str]]:
     clips = build.clips.values()
     frames = sum(clip.frames for clip in clips)
-    hours = sum(clip.frames / clip.fps for clip in clips if clip.fps > 0) / 3600
+    minutes = sum(clip.frames / clip.fps for clip in clips if clip.fps > 0) / 60
+    length = f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:,.1f} h"
     sizes = Counter(f"{clip.width} by {clip.height}" for clip in clips)
     rates = Counter(f"{clip.fps:.4g}" for clip in clips)
-    facts = [("clips", f"{len(clips):,}"), ("frames", f"{frames:,}"), ("hours of video", f"{hours:.2f}")]
+    facts = [("clips", f"{len(clips):,}"), ("frames", f"{frames:,}"), ("length", length)]
     facts += [("frame size", _commonest(sizes)), ("frames a second", _commonest(rates))]
     facts += [(f"classes of {protocol}", f"{len(names):,}") for protocol, names in build.classes.items()]
     people = {clip.subject for clip in clips} - {None}
@@ -370,7 +371,7 @@ def _results(build: _Build) -> dict[str, Any] | None:
         "others": _other_measures(metrics),
         "shown": shown,
         "matrices": [
-            (name, data_uri((pictures / f"confusion-{name}.png").read_bytes(), "image/png"))
+            (name, Picture.of_png((pictures / f"confusion-{name}.png").read_bytes()))
             for name in sorted(networks, key=lambda name: name != shown)
         ],
         "by_class": _by_class(tables / "classes.csv", shown),

@@ -4,8 +4,10 @@ Read from the stores, so that one sees what training sees; a clip that no store 
 """
 
 import base64
+import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,13 +18,27 @@ from pipeline.clips import Clip
 from pipeline.errors import HarcacheError
 from pipeline.video import read_frames
 
-__all__ = ["Strips", "data_uri"]
+__all__ = ["Picture", "Strips"]
 
 _FRAMES = 4
 _SIDE = 112  # pixels of a frame
 _QUALITY = 82
 _DARK = 0.4  # of a frame's light, below its heatmaps
 _HEAT = (240, 228, 66)  # Okabe and Ito's yellow, seen by the colour-blind on dark ground
+
+
+class Picture(NamedTuple):
+    """A picture for a page without files beside it: an address that holds it, and its size in pixels."""
+
+    address: str
+    width: int
+    height: int
+
+    @classmethod
+    def of_png(cls, content: bytes) -> "Picture":
+        """Return a PNG file's picture."""
+        # Its first chunk begins with the size.
+        return cls(_data_uri(content, "image/png"), *struct.unpack(">II", content[16:24]))
 
 
 class Strips:
@@ -35,15 +51,15 @@ class Strips:
         self._videos = videos
         self._clips = clips
 
-    def of(self, id: str) -> str | None:
-        """Return a clip's picture as a data URI, or None where there is none to be had."""
+    def of(self, id: str) -> Picture | None:
+        """Return a clip's picture, or None where there is none to be had."""
         strip = self._stored(id)
         if strip is None:
             strip = self._filmed(id)
         if strip is None:
             return None
         jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(strip), quality=_QUALITY)
-        return data_uri(jpeg, "image/jpeg")
+        return Picture(_data_uri(jpeg, "image/jpeg"), strip.shape[1], strip.shape[0])
 
     def _stored(self, id: str) -> np.ndarray | None:
         """Draw frames above, heatmaps below: (2 or 1 sides, 4 sides, 3) uint8."""
@@ -84,8 +100,7 @@ class Strips:
         return out
 
 
-def data_uri(content: bytes, kind: str) -> str:
-    """Return ``content`` as an address that holds it, for a page without files beside it."""
+def _data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 

@@ -278,7 +278,7 @@ def test_every_column_sorts_up_and_down_by_mouse(browser: Any, address: str) -> 
             assert header.get_attribute("aria-sort") == "descending"
             assert sorted(before) == sorted(up) == sorted(_column(browser, number, column))
             assert len(table.find_elements("css selector", "th[aria-sort]")) == 1
-    labels = next(n for n, table in enumerate(tables) if "by class" in table.text)
+    labels = next(n for n, table in enumerate(tables) if "by class" in table.get_attribute("aria-label"))
     tables[labels].find_element("css selector", "th button").click()
     assert _column(browser, labels, 0) == [str(label) for label in range(12)]
 
@@ -288,7 +288,9 @@ def test_numbers_sort_as_numbers_by_keyboard(browser: Any, address: str) -> None
 
     _open(browser, address, 400)
     tables = browser.find_elements("css selector", "table.sortable")
-    number = next(n for n, table in enumerate(tables) if "What the caches hold" in table.text)
+    number = next(
+        n for n, table in enumerate(tables) if table.get_attribute("aria-label") == "What the caches hold"
+    )
     button = tables[number].find_elements("css selector", "th button")[4]
     button.send_keys(Keys.ENTER)
     sizes = [float(text.replace(",", "")) for text in _column(browser, number, 4)]
