@@ -3,6 +3,7 @@
 A stage gives what it wants of each clip and a function that makes one part; the rest is here, once.
 """
 
+import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 from pipeline.clips import Clip, fingerprint
 from pipeline.engine import Engine, Report
 from pipeline.errors import HarcacheError, StandstillError
-from pipeline.files import partial_path
+from pipeline.files import partial_path, write_atomically
 from pipeline.outcomes import Counts, check_max_failed, write_counts, write_failures
 from pipeline.parts import Outcome, Record, publish, read_records, remove_part, sound_records
 from pipeline.plan import Unit, Wanted, plan
@@ -37,6 +38,7 @@ __all__ = [
     "parts_of",
     "process_clips",
     "publish_part",
+    "rate_file",
 ]
 
 AHEAD = " ahead"  # ends the names of times that threads spent beside the unit's own
@@ -154,6 +156,8 @@ def build_parts(
     kept = sum(len(record.outcomes) for record in planned.keep)
     reports = engine.run(process, planned.make, context, parts.stage, clips_done=kept)
     print(_summary(parts.stage, kept, reports))
+    if reports:
+        _keep_rate(rate_file(parts.folder.parent, parts.stage), reports)
     return sound_records(parts.folder, parts.records)
 
 
@@ -249,12 +253,36 @@ def finish(stage: str, workspace: Workspace, outcomes: Sequence[Outcome], ok: in
     return counts
 
 
-def _summary(stage: str, kept: int, reports: Sequence[Report]) -> str:
-    if not reports:
-        return f"{stage}: nothing to do, {kept} clips are there"
+def rate_file(data: Path, stage: str) -> Path:
+    """Return where a stage keeps how long its last parts took: JSON, for people; nothing depends on it."""
+    return data / "rates" / f"{stage}.json"
+
+
+def _keep_rate(path: Path, reports: Sequence[Report]) -> None:
+    seconds = _seconds(reports)
+    own = sum(spent for kind, spent in seconds.items() if not kind.endswith(AHEAD))
+    clips = sum(report.ok + report.skipped + report.failed for report in reports)
+    rate = {
+        "clips": clips,
+        "frames": sum(report.frames for report in reports),
+        "seconds": own,
+        "share": {kind: spent / (own or 1.0) for kind, spent in sorted(seconds.items())},
+    }
+    write_atomically(path, (json.dumps(rate, indent=1) + "\n").encode())
+
+
+def _seconds(reports: Sequence[Report]) -> Counter[str]:
+    """Return the seconds of all workers by kind of work."""
     seconds: Counter[str] = Counter()
     for report in reports:
         seconds.update(report.seconds)
+    return seconds
+
+
+def _summary(stage: str, kept: int, reports: Sequence[Report]) -> str:
+    if not reports:
+        return f"{stage}: nothing to do, {kept} clips are there"
+    seconds = _seconds(reports)
     own = {kind: spent for kind, spent in seconds.items() if not kind.endswith(AHEAD)}
     whole = sum(own.values()) or 1.0
     # Of the unit's own time first, then, of that same time, what ran beside it.

@@ -26,7 +26,7 @@ from pipeline.files import write_atomically
 from pipeline.outcomes import read_failures
 from pipeline.parts import dataset_lock, read_records
 from stages import caches
-from stages.building import part_file
+from stages.building import part_file, rate_file
 from stages.charts import histogram, lines
 from stages.crop import Crop, flag_counts, read_crops
 from stages.strips import Picture, Strips
@@ -42,6 +42,7 @@ _RANDOM, _WORST, _FAILED = 12, 12, 24  # clips with pictures
 _LISTED = 500  # rows of failures: the whole list stands in failures/*.csv
 _LONGEST = 600  # letters of a reason
 _PAIRS = 20
+_ROOM = 8_000_000  # bytes of confusion matrices: those of 400 classes take some megabytes each
 _INLINED = ("report.css", "report.js")
 _MEANINGS = {
     "nobody": "no person was found",
@@ -132,6 +133,7 @@ def _page(build: _Build) -> dict[str, Any]:
         "failures": _failures(build),
         "failed": _failed_cards(build),
         "storage": _storage(build),
+        "rates": _rates(build),
         "quality": _quality(build),
         "training": _training(build),
         "results": _results(build),
@@ -247,7 +249,7 @@ def _failed_cards(build: _Build) -> list[Card]:
     }
     strips = _strips(build, read)
     cards: list[Card] = []
-    for id, stage, status, reason in _ends(build):
+    for id, stage, status, reason in _ends(build)[:_LISTED]:
         picture = strips.of(id) if status == "failed" and len(cards) < _FAILED else None
         if picture:
             cards.append(Card(id, picture, (f"{stage}: {reason}",), _flags(build, id)))
@@ -275,6 +277,25 @@ def _storage(build: _Build) -> Table | None:
     ]
     columns = ("cache", "clips", "frames", "parts", "MB on disk", "MB decoded", "size", "coded as")
     return Table("What the caches hold", columns, rows)
+
+
+def _rates(build: _Build) -> Table | None:
+    """Return how fast each stage made what it made last."""
+    paths = {stage: rate_file(build.workspace.data, stage) for stage in _STAGES}
+    rows = []
+    for stage, path in paths.items():
+        if path.is_file():
+            rate = _json(path)
+            pace = rate["frames"] / max(rate["seconds"], 1e-9)
+            kinds = sorted(rate["share"].items(), key=lambda one: -one[1])
+            spent = ", ".join(f"{kind} {share:.0%}" for kind, share in kinds)
+            rows.append((stage, rate["clips"], rate["frames"], Value(pace, f"{pace:,.0f}"), spent))
+    columns = ("stage", "clips", "frames", "frames a second", "of a worker's time")
+    return (
+        Table("How fast a worker made its parts, in the last run that made some", columns, rows)
+        if rows
+        else None
+    )
 
 
 def _megabytes(count: int) -> Value:
@@ -370,13 +391,21 @@ def _results(build: _Build) -> dict[str, Any] | None:
         "accuracy": _accuracy_table(metrics, tables / "networks.csv"),
         "others": _other_measures(metrics),
         "shown": shown,
-        "matrices": [
-            (name, Picture.of_png((pictures / f"confusion-{name}.png").read_bytes()))
-            for name in sorted(networks, key=lambda name: name != shown)
-        ],
+        "matrices": _matrices(pictures, sorted(networks, key=lambda name: name != shown)),
         "by_class": _by_class(tables / "classes.csv", shown),
         "pairs": _hardest(tables / "pairs.csv", shown),
     }
+
+
+def _matrices(folder: Path, networks: Sequence[str]) -> list[tuple[str, Picture | None]]:
+    """Return the confusion matrix of each network, None for those that would make the page too large."""
+    found: list[tuple[str, Picture | None]] = []
+    room = _ROOM
+    for name in networks:
+        picture = Picture.of_png(folder / f"confusion-{name}.png")
+        room -= len(picture.address)
+        found.append((name, picture if room >= 0 else None))
+    return found
 
 
 def _other_measures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:

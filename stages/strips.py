@@ -35,8 +35,11 @@ class Picture(NamedTuple):
     height: int
 
     @classmethod
-    def of_png(cls, content: bytes) -> "Picture":
-        """Return a PNG file's picture."""
+    def of_png(cls, path: Path) -> "Picture":
+        """Return a PNG file's picture; HarcacheError where it is none."""
+        content = path.read_bytes()
+        if len(content) < 24 or not content.startswith(b"\x89PNG"):
+            raise HarcacheError(f"{path} is no PNG; run the stage that writes it again")
         # Its first chunk begins with the size.
         return cls(_data_uri(content, "image/png"), *struct.unpack(">II", content[16:24]))
 

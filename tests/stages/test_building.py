@@ -31,6 +31,7 @@ from stages.building import (
     parts_of,
     process_clips,
     publish_part,
+    rate_file,
 )
 from stages.workspace import Workspace
 
@@ -289,3 +290,17 @@ def test_a_clip_that_fails_in_one_stage_is_skipped_by_the_later_ones_and_stops_n
             assert stage.run(params, workspace, engine) == Counts(2, 1, 0)
             name = stage.__name__.rpartition(".")[2]
             assert [row[:2] for row in read_failures(workspace.failures(name))] == [(clips[1].id, "skipped")]
+
+
+def test_how_long_parts_took_is_kept_until_others_are_made(workspace: Workspace) -> None:
+    _build(workspace, _clips(4), bad=["c1"])
+    kept = rate_file(workspace.data, "count")
+    rate = json.loads(kept.read_text())
+    assert (rate["clips"], rate["frames"]) == (4, 5 + 6 + 7 + 8)
+    assert rate["seconds"] > 0
+    assert rate["share"] == {"write": 1.0}
+    before = kept.read_bytes()
+    _build(workspace, _clips(4), bad=["c1"])
+    assert kept.read_bytes() == before
+    _build(workspace, _clips(5), bad=["c1"])
+    assert json.loads(kept.read_text())["clips"] < 5

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -93,6 +92,7 @@ def test_a_whole_datasets_page_has_every_section_and_figure(whole: Workspace, tm
         *("clips 6", "rgb 5 0 2", "12.3 clips a second in the last epoch, 0.5% of the time", "no video"),
         *("epam 75.0% 75.0% 75.0% 1,000 0.000 12.5 (cpu)", "top-1 of pose in object pairs 25.0%"),
         *("pose pck, against the truth 0.900", "frames jpeg 95", "whole_image", "Hardest pairs for epam"),
+        *("detect 6 249", "of a worker's time"),
     ):
         assert said in text
     # Of six clips worst and random ones, one that failed, and two matrices.
@@ -105,6 +105,15 @@ def test_the_page_asks_for_nothing_outside_of_it_and_is_small(whole: Workspace, 
     assert set(re.findall(r'(?:src|href)="(?!#)([a-z]+:)', page)) == {"data:"}
     assert "default-src 'none'" in unescape(page)
     assert len(page) < 2e6
+
+
+def test_pictures_that_would_make_the_page_too_large_are_only_named(
+    whole: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "_ROOM", 100_000)
+    page = _made(whole, tmp_path / "page.html")
+    assert page.count('src="data:image/png') < 2
+    assert "The confusion matrix of pose would make this page too large" in _text(page)
 
 
 def test_names_and_reasons_stay_text(whole: Workspace, tmp_path: Path) -> None:
@@ -174,13 +183,27 @@ def test_a_dataset_that_is_not_there_is_refused(own_demo: Workspace, tmp_path: P
     assert not none.data.exists()
 
 
+def _refusal(workspace: Workspace, out: Path) -> str:
+    with pytest.raises(HarcacheError) as refused:
+        report.run(workspace, out)
+    return str(refused.value)
+
+
 def test_damaged_results_are_named(whole: Workspace, tmp_path: Path) -> None:
-    own = replace(whole, metrics=tmp_path / "metrics.json")
+    own = copy_of(whole, tmp_path / "own")
+    out, again = tmp_path / "page.html", "; run the stage that writes it again"
+    own.metrics.parent.mkdir()
     own.metrics.write_text("{")
-    with pytest.raises(
-        HarcacheError, match=r"metrics.json is no JSON .*; run the stage that writes it again"
-    ):
-        report.run(own, tmp_path / "page.html")
+    assert re.search(f"demo.json is no JSON .*{again}$", _refusal(own, out))
+    own.metrics.write_text("{}")
+    picture = own.evaluation / "pictures" / "confusion-pose.png"
+    picture.write_text("no picture")
+    assert _refusal(own, out).endswith(f"confusion-pose.png is no PNG{again}")
+    picture.unlink()
+    (own.evaluation / "tables" / "classes.csv").write_text("no,table\n")
+    assert "classes.csv: expected the columns network,label,name" in _refusal(own, out)
+    (own.training("rgb") / "plots" / "loss.csv").write_text("epoch,split,loss\n1,train,much\n")
+    assert _refusal(own, out).endswith(f"loss.csv: 'much' is no number{again}")
 
 
 @pytest.fixture(scope="module")
