@@ -189,8 +189,9 @@ def test_a_moved_crop_remakes_its_part_alone(own_demo: Workspace, params: Datase
     first, last = store.ids[0], store.ids[-1]
     old_first, old_last = store.heatmaps(first), store.heatmaps(last)
     lines = own_demo.crops.read_text().splitlines()
-    _, x1, y1, x2, y2, source, _ = lines[1].split(",")
-    lines[1] = f"{first},{x1},{y1},{int(x2) - 20},{int(y2) - 20},{source},moved"
+    _, x1, y1, x2, y2, source, _, *quality = lines[1].split(",")
+    box = x1, y1, str(int(x2) - 20), str(int(y2) - 20)
+    lines[1] = ",".join([first, *box, source, "moved", *quality])
     own_demo.crops.write_text("\n".join(lines) + "\n")
     records = records_dir(own_demo.heatmaps)
     before = {path.name: path.stat().st_mtime_ns for path in records.glob("part-*")}
