@@ -288,7 +288,7 @@ def evaluate(checkpoints: tuple[Path, ...], clips: int | None, out: Path | None,
 
 
 @main.command()
-@click.argument("dataset")
+@_dataset_argument
 @_videos_option
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="File. [default: report/DATASET.html]"
