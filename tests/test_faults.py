@@ -236,9 +236,10 @@ def _working_in(project: Path) -> list[int]:
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    # Long, since loading networks takes a busy machine more than a minute.
+    end = time.monotonic() + 240
     while not condition():
-        assert time.monotonic() < end, "waited a minute in vain"
+        assert time.monotonic() < end, "waited four minutes in vain"
         time.sleep(0.05)
 
 

@@ -100,7 +100,8 @@ def test_stored_frames_without_loss_are_the_cropped_ones(own_demo: Workspace, pa
 def test_a_padded_crop_is_black_outside_the_frame(own_demo: Workspace, params: DatasetParams) -> None:
     clip = read_manifest(own_demo.manifest)[0]
     lines = own_demo.crops.read_text().splitlines()
-    lines[1] = f"{clip.id},-100,0,{clip.height - 100},{clip.height},persons,moved"
+    moved = [clip.id, "-100", "0", str(clip.height - 100), str(clip.height), "persons", "moved"]
+    lines[1] = ",".join([*moved, *lines[1].split(",")[len(moved) :]])
     own_demo.crops.write_text("\n".join(lines) + "\n")
     _run(replace(params, rgb=RgbParams(shard_rows=128, size=clip.height, codec="zstd")), own_demo)
     stored = cache.open(own_demo.rgb).frames(clip.id)
