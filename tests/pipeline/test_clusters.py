@@ -96,8 +96,10 @@ def test_the_documented_configuration_asks_slurm_for_a_gpu_and_a_worker_that_off
     assert worker and "--nthreads 1 " in worker[0] and "--resources GPU=1 --lifetime 450m" in worker[0]
 
 
+# It keeps a copy, as SLURM does: the script is removed as soon as it was taken.
 _SBATCH = """#!/bin/sh
-setsid sh "$1" > "$1.log" 2>&1 &
+cp "$1" "$0.job"
+setsid sh "$0.job" > "$0.log" 2>&1 &
 echo "Submitted batch job $!"
 """
 
