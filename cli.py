@@ -116,6 +116,9 @@ _dataset_argument = click.argument("dataset", shell_complete=_dataset_names)
 
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_results_option = click.option(
+    "--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="File for the results."
+)
 _videos_option = click.option(
     "--videos",
     type=click.Path(path_type=Path),
@@ -422,7 +425,7 @@ def _measure(what: str, out: Path | None, *sizes: Any) -> None:
     help="Of the networks.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads that read ahead. [default: one a core]")
-@click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="File for the results.")
+@_results_option
 def bench_extract(device: str, precision: str, threads: int | None, out: Path | None) -> None:
     """Time pose estimation and detection in batches beside mmpose and Ultralytics, frame by frame.
 
@@ -434,7 +437,7 @@ def bench_extract(device: str, precision: str, threads: int | None, out: Path | 
 @bench.command(name="loader")
 @click.option("--clips", type=click.IntRange(1), default=24, help="Clips to film, of 96 frames each.")
 @click.option("--rounds", type=click.IntRange(1), default=7, help="Times that each way is measured.")
-@click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="File for the results.")
+@_results_option
 def bench_loader(clips: int, rounds: int, out: Path | None) -> None:
     """Time samples from the stores beside the released way, zarr-python, LitData, WebDataset and the limit.
 
@@ -445,7 +448,7 @@ def bench_loader(clips: int, rounds: int, out: Path | None) -> None:
 
 @bench.command(name="model")
 @click.option("--size", type=click.IntRange(32), default=224, help="Pixels of a frame's side.")
-@click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="File for the results.")
+@_results_option
 def bench_model(size: int, out: Path | None) -> None:
     """Time EPAM-Net and its Conv3d form, forward and in training, and find the memory that they need.
 
@@ -463,7 +466,7 @@ def bench_model(size: int, out: Path | None) -> None:
 @click.option("--batch", type=click.IntRange(1), help="Clips. [default: what fits, up to 96]")
 @click.option("--clips", type=click.IntRange(1), default=64, help="Clips to film, of 96 frames each.")
 @click.option("--seconds", type=click.FloatRange(0), default=15, help="How long to train in each way.")
-@click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="File for the results.")
+@_results_option
 def bench_train(
     device: str | None,
     precision: str,
@@ -482,7 +485,7 @@ def bench_train(
 
 @bench.command(name="scale")
 @click.option("--clips", type=click.IntRange(16), default=114_480, help="NTU RGB+D 120 has 114,480.")
-@click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="File for the results.")
+@_results_option
 def bench_scale(clips: int, out: Path | None) -> None:
     """Time what grows with the number of CLIPS, at that number and a sixteenth: on indices without frames.
 
@@ -493,7 +496,7 @@ def bench_scale(clips: int, out: Path | None) -> None:
 
 @bench.command(name="units")
 @click.option("--units", type=click.IntRange(1), default=10_000, help="Parts, of 32 clips each.")
-@click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="File for the results.")
+@_results_option
 def bench_units(units: int, out: Path | None) -> None:
     """Time what Dask takes to hand out a part and to get word of it, and see whether memory grows meanwhile.
 

@@ -3,7 +3,6 @@
 Both read the same video with the same weights, drawn at random; rates are of whole runs, decoding included.
 """
 
-import argparse
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.timing import side_by_side, write_results
+from benchmarks.timing import side_by_side
 from models import mmcv_stub
 from models.batching import Network, Usage, extract
 from models.detectors import load_detector
@@ -255,19 +254,3 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
         small = rng.normal(size=(height // scale + 2, width // scale + 2, 3)) * strength
         total += cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
     return total.clip(0, 255).astype(np.uint8)
-
-
-def _main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    results = measure(options.device, options.precision, options.threads)
-    print(as_table(results))
-    write_results(options.json, results)
-
-
-if __name__ == "__main__":
-    _main()

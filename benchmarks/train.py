@@ -3,7 +3,6 @@
 The last is as fast as the network can go, so what the others lack is their loader's doing.
 """
 
-import argparse
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,6 @@ from torch.utils.data import DataLoader
 from benchmarks.footage import HEATMAP_SIZE, SIGMA, Filmed, make_footage
 from benchmarks.loader_rivals import Released
 from benchmarks.model import make_step
-from benchmarks.timing import write_results
 from cache.clip_store import open_store
 from cache.streaming import Batch, ClipDataset, ClipLoader, default_workers, prepare
 from cache.waiting import Waits, watch
@@ -169,23 +167,3 @@ def _largest(step: _Step, place: torch.device) -> int:
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
     return _BATCHES[-1]
-
-
-def _main() -> None:
-    """Run without the command line's packages, as on a machine that has PyTorch and the stores' codecs."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device")
-    parser.add_argument("--precision", choices=list(_PRECISIONS), default="bfloat16")
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--clips", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=15)
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    results = measure(given.device, given.precision, given.compile, given.batch, given.clips, given.seconds)
-    print(as_table(results))
-    write_results(given.json, results)
-
-
-if __name__ == "__main__":
-    _main()
