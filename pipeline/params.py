@@ -120,7 +120,7 @@ class DetectParams(_Params):
 
 @dataclass(frozen=True)
 class GivenBoxesParams(_Params):
-    """Boxes that are there already: ``source`` is a CSV or JSON file, see `stages.given_boxes`."""
+    """Boxes that are there already: ``source`` is a CSV or JSON file, see `stages.persons.given_boxes`."""
 
     backend: Literal["boxes"]
     source: str

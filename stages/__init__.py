@@ -1,1 +1,1 @@
-"""The pipeline's stages, one module each; `run` brings a dataset up to date."""
+"""The stages and the commands over their files, one module each; what they share lies in the packages."""

@@ -24,10 +24,10 @@ from stages.building import Timer
 from stages.crop import crop_of
 from stages.detect import find_persons
 from stages.heatmap import keypoint_rows, points_in_crop, volume_rows
-from stages.networks import Network
+from stages.persons.tracking import link_persons
 from stages.pose import estimate_poses, linked_poses
 from stages.rgb import crop_frame
-from stages.tracking import link_persons
+from stages.training.networks import Network
 
 __all__ = ["Chain", "Sampled", "Seen", "counted", "read_samples"]
 

@@ -17,10 +17,10 @@ from pipeline.files import file_digest
 from pipeline.outcomes import Counts
 from pipeline.params import DatasetParams, DetectParams, GivenBoxesParams, NoDetectParams
 from pipeline.plan import Unit, Wanted
-from stages import given_boxes, imported_poses
 from stages.building import Parts, Timer, build_parts, ended, finish
-from stages.extraction import Context, extract_part, extract_video
-from stages.tracking import link_persons
+from stages.persons import given_boxes, imported_poses
+from stages.persons.extraction import Context, extract_part, extract_video
+from stages.persons.tracking import link_persons
 from stages.workspace import Workspace
 
 __all__ = ["between", "find_persons", "process", "run"]

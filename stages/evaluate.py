@@ -24,13 +24,13 @@ from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
 from pipeline.params import DatasetParams, EvaluateParams, TrainParams
 from pipeline.progress import progress
-from stages.accuracy import confusion, hardest_pairs, in_pairs, mean_class, softmax, top
-from stages.boxes import overlaps
 from stages.building import inputs_from, parts_of
 from stages.crop import flag_counts, read_crops
-from stages.networks import Network, Trained, check_classes, load_trained, scores_of
-from stages.results import Cost, Outputs, Scored, write_results
-from stages.samples import (
+from stages.persons.boxes import overlaps
+from stages.scoring.accuracy import confusion, hardest_pairs, in_pairs, mean_class, softmax, top
+from stages.scoring.results import Cost, Outputs, Scored, write_results
+from stages.training.networks import Network, Trained, check_classes, load_trained, scores_of
+from stages.training.samples import (
     CHECKPOINT,
     check_stores,
     class_names,

@@ -38,7 +38,7 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine, *, threads:
     """
     if params.index.layout == "poses":
         # It loads Zarr, which looking at videos need not wait for.
-        from stages.pose_clips import clips_of_poses
+        from stages.persons.pose_clips import clips_of_poses
 
         found = clips_of_poses(params)
     else:

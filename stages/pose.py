@@ -16,10 +16,10 @@ from pipeline.files import file_digest
 from pipeline.outcomes import Counts
 from pipeline.params import DatasetParams, PoseParams
 from pipeline.plan import Unit, Wanted
-from stages import imported_poses
 from stages.building import Parts, Timer, build_parts, ended, finish, inputs_from, parts_of
-from stages.extraction import Context, extract_part, extract_video
-from stages.tracking import LINKING, link_persons
+from stages.persons import imported_poses
+from stages.persons.extraction import Context, extract_part, extract_video
+from stages.persons.tracking import LINKING, link_persons
 from stages.workspace import Workspace
 
 __all__ = ["estimate_poses", "linked_poses", "process", "rows_of", "run"]

@@ -22,10 +22,10 @@ from pipeline.errors import HarcacheError
 from pipeline.params import DatasetParams, SampleParams, from_mapping
 from pipeline.progress import progress
 from pipeline.video import Probe, probe
-from stages.accuracy import softmax
 from stages.chain import Chain, Seen, read_samples
-from stages.networks import Trained, attention_of, check_classes, load_trained, scores_of
-from stages.overlay import Shown, write_overlay
+from stages.pictures.overlay import Shown, write_overlay
+from stages.scoring.accuracy import softmax
+from stages.training.networks import Trained, attention_of, check_classes, load_trained, scores_of
 from stages.workspace import Workspace
 
 __all__ = ["Options", "Predictor", "class_names", "cut", "run", "videos_of"]

@@ -23,7 +23,7 @@ from pipeline.progress import notice, progress
 from pipeline.video import read_frames, write_video
 from stages.caches import Read, sources_of
 from stages.crop import Crop, read_crops
-from stages.montage import PANEL, Scene, picture, video_frames
+from stages.pictures.montage import PANEL, Scene, picture, video_frames
 from stages.workspace import Workspace
 
 __all__ = ["Options", "choose", "run"]
@@ -135,8 +135,8 @@ class _Network:
 
     def __init__(self, shelf: _Shelf, checkpoint: Path, device: str) -> None:
         # PyTorch takes a while to load, and pictures alone don't need it.
-        from stages.networks import load_trained
         from stages.predict import class_names
+        from stages.training.networks import load_trained
 
         self.trained = load_trained(checkpoint, device)
         self._classes = class_names(self.trained, shelf.params, shelf.workspace)
@@ -147,9 +147,9 @@ class _Network:
         import torch
 
         from cache.streaming import ClipDataset
-        from stages.accuracy import softmax
-        from stages.networks import attention_of, scores_of
-        from stages.samples import preparation
+        from stages.scoring.accuracy import softmax
+        from stages.training.networks import attention_of, scores_of
+        from stages.training.samples import preparation
 
         sample, kind = shelf.sample, self.trained.kind
         dataset = ClipDataset(

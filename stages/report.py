@@ -27,9 +27,9 @@ from pipeline.outcomes import read_failures
 from pipeline.parts import dataset_lock, read_records
 from stages import caches
 from stages.building import part_file, rate_file
-from stages.charts import histogram, lines
 from stages.crop import Crop, flag_counts, read_crops
-from stages.strips import Picture, Strips
+from stages.pictures.charts import histogram, lines
+from stages.pictures.strips import Picture, Strips
 from stages.workspace import Workspace
 
 __all__ = ["run"]
@@ -145,9 +145,9 @@ def _page(build: _Build) -> dict[str, Any]:
 def _render(page: dict[str, Any]) -> bytes:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    style, script = (files("stages").joinpath("templates", name).read_text() for name in _INLINED)
+    style, script = (files("stages.pictures").joinpath("templates", name).read_text() for name in _INLINED)
     environment = Environment(
-        loader=PackageLoader("stages"),
+        loader=PackageLoader("stages.pictures"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

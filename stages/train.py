@@ -26,12 +26,12 @@ from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
 from pipeline.files import file_digest
 from pipeline.params import DatasetParams, RecipeParams, TrainParams, to_mapping
-from stages.curves import Journal
-from stages.learning import Learner, launch, loss_of, processes
-from stages.networks import Network, Trained, check_classes, load_trained
-from stages.resume import STATE, read_state, requeue, stopping, write_state
-from stages.room import check_memory
-from stages.samples import (
+from stages.training.curves import Journal
+from stages.training.learning import Learner, launch, loss_of, processes
+from stages.training.networks import Network, Trained, check_classes, load_trained
+from stages.training.resume import STATE, read_state, requeue, stopping, write_state
+from stages.training.room import check_memory
+from stages.training.samples import (
     CHECKPOINT,
     check_stores,
     class_names,

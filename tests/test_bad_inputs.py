@@ -26,9 +26,9 @@ from pipeline.outcomes import read_failures
 from pipeline.params import IndexParams
 from pipeline.video import write_video
 from stages import crop, detect, heatmap, index, pose, rgb
-from stages.given_boxes import read_boxes
+from stages.persons.given_boxes import read_boxes
+from stages.persons.tracking import link_persons
 from stages.poses_io import import_poses
-from stages.tracking import link_persons
 from stages.workspace import Workspace
 from tests.stages.conftest import PARAMS
 

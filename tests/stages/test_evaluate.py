@@ -19,10 +19,10 @@ from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
 from pipeline.params import DatasetParams, EvaluateParams
 from stages import evaluate
-from stages.accuracy import in_pairs
 from stages.evaluate import detection_quality, pck
 from stages.quality import FLAGS
-from stages.samples import CHECKPOINT, make_dataset, preparation, split_clips
+from stages.scoring.accuracy import in_pairs
+from stages.training.samples import CHECKPOINT, make_dataset, preparation, split_clips
 from stages.workspace import Workspace
 from tests.projects import digests
 

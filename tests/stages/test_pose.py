@@ -16,7 +16,7 @@ from pipeline.parts import Outcome, publish, read_records
 from stages import pose
 from stages.building import part_file
 from stages.evaluate import pck
-from stages.tracking import link_persons
+from stages.persons.tracking import link_persons
 from stages.workspace import Workspace
 
 

@@ -23,10 +23,10 @@ from pipeline.params import DatasetParams, EvaluateParams, SampleParams
 from pipeline.progress import progress
 from pipeline.video import probe, read_frames, write_video
 from stages import chain, evaluate
-from stages.accuracy import softmax
 from stages.chain import Seen, read_samples
-from stages.overlay import Shown, _draw
+from stages.pictures.overlay import Shown, _draw
 from stages.predict import Options, Predictor, cut, videos_of
+from stages.scoring.accuracy import softmax
 from stages.train import CHECKPOINT
 from stages.workspace import Workspace
 

@@ -16,8 +16,8 @@ from pipeline.errors import HarcacheError
 from pipeline.params import DatasetParams
 from pipeline.video import probe
 from stages import preview
-from stages.drawing import text_band, wrapped
-from stages.montage import PANEL, Scene, picture, video_frames
+from stages.pictures.drawing import text_band, wrapped
+from stages.pictures.montage import PANEL, Scene, picture, video_frames
 from stages.predict import Options as Asked
 from stages.predict import Predictor
 from stages.preview import Options, choose

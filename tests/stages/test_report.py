@@ -17,8 +17,8 @@ from pipeline.errors import HarcacheError
 from pipeline.outcomes import write_counts, write_failures
 from pipeline.parts import Outcome
 from stages import report
-from stages.curves import Curves
-from stages.results import Cost, Outputs, Scored, write_results
+from stages.scoring.results import Cost, Outputs, Scored, write_results
+from stages.training.curves import Curves
 from stages.workspace import Workspace
 from tests.stages.conftest import copy_of
 

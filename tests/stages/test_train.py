@@ -17,7 +17,7 @@ from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
 from pipeline.params import DatasetParams, IndexParams, from_mapping, to_mapping
 from stages import index, train
-from stages.samples import CHECKPOINT, Network, make_dataset, preparation, split_clips
+from stages.training.samples import CHECKPOINT, Network, make_dataset, preparation, split_clips
 from stages.workspace import Workspace
 
 _NETWORKS: tuple[Network, ...] = ("pose", "rgb", "epam")

@@ -14,9 +14,9 @@ from pipeline.errors import HarcacheError
 from pipeline.params import DatasetParams, DetectParams
 from pipeline.parts import read_records
 from pipeline.plan import Unit
-from stages import extraction
 from stages.building import part_file
-from stages.extraction import Context, extract_part
+from stages.persons import extraction
+from stages.persons.extraction import Context, extract_part
 from stages.workspace import Workspace
 from tests.stages.footage import FRAMES, film
 

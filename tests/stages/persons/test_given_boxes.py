@@ -16,7 +16,7 @@ from pipeline.outcomes import Counts, read_failures
 from pipeline.params import DatasetParams, GivenBoxesParams
 from stages import detect
 from stages.building import part_file
-from stages.given_boxes import read_boxes
+from stages.persons.given_boxes import read_boxes
 from stages.workspace import Workspace
 
 _HEADER = "clip,frame,x1,y1,x2,y2,score\n"

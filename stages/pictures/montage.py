@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from stages.drawing import (
+from stages.pictures.drawing import (
     BOX,
     COLOURS,
     LEFT,

@@ -21,11 +21,12 @@ from pipeline.clips import read_manifest, write_manifest
 from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
 from pipeline.params import DatasetParams
-from stages import learning, resume, train
-from stages.learning import Learner
-from stages.resume import STATE, read_state, write_state
-from stages.samples import CHECKPOINT
+from stages import train
 from stages.train import How
+from stages.training import learning, resume
+from stages.training.learning import Learner
+from stages.training.resume import STATE, read_state, write_state
+from stages.training.samples import CHECKPOINT
 from stages.workspace import Workspace
 from tests.stages.conftest import PARAMS
 

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.progress import Progress
 from pipeline.video import Probe, read_frames, write_video
 from stages.chain import Sampled, counted
-from stages.drawing import COLOURS, WHITE, draw_box, draw_skeleton, even, lit, with_text
+from stages.pictures.drawing import COLOURS, WHITE, draw_box, draw_skeleton, even, lit, with_text
 
 __all__ = ["Shown", "write_overlay"]
 

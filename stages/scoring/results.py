@@ -16,8 +16,8 @@ import numpy as np
 
 from pipeline.clips import Clip
 from pipeline.files import write_atomically
-from stages.accuracy import confusion, hardest_pairs, per_class, top
-from stages.confusion import draw_confusion
+from stages.scoring.accuracy import confusion, hardest_pairs, per_class, top
+from stages.scoring.confusion import draw_confusion
 from stages.workspace import Workspace
 
 __all__ = ["Cost", "Outputs", "Scored", "write_results"]

@@ -22,7 +22,7 @@ from pipeline.params import (
     NoDetectParams,
 )
 from stages import crop, detect, heatmap, index, pose, rgb
-from stages.samples import check_stores, split_clips
+from stages.training.samples import check_stores, split_clips
 from stages.workspace import Workspace
 
 

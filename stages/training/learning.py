@@ -25,9 +25,9 @@ from models.batch_norm import synchronise
 from pipeline.errors import HarcacheError
 from pipeline.params import RecipeParams
 from pipeline.progress import progress
-from stages.curves import Curves
-from stages.networks import logits_of
-from stages.resume import Signals
+from stages.training.curves import Curves
+from stages.training.networks import logits_of
+from stages.training.resume import Signals
 
 __all__ = ["Learner", "launch", "loss_of", "processes"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from pipeline.errors import HarcacheError
-from stages.boxes import overlaps
+from stages.persons.boxes import overlaps
 
 __all__ = ["LINKING", "link_persons"]
 

@@ -20,13 +20,14 @@ from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
 from pipeline.params import DatasetParams
 from pipeline.video import read_frames
-from stages import heatmap, rgb, room, train
+from stages import heatmap, rgb, train
 from stages.building import inputs_from, parts_of
 from stages.crop import Crop, read_crops
-from stages.learning import Learner, launch
-from stages.resume import Signals
-from stages.samples import CHECKPOINT, preparation, split_clips
 from stages.train import BEST, How
+from stages.training import room
+from stages.training.learning import Learner, launch
+from stages.training.resume import Signals
+from stages.training.samples import CHECKPOINT, preparation, split_clips
 from stages.workspace import Workspace
 from tests.stages.conftest import PARAMS
 

@@ -16,7 +16,7 @@ from pipeline.progress import notice
 from stages import heatmap as heatmap_stage
 from stages import rgb as rgb_stage
 from stages.crop import read_crops
-from stages.networks import Network
+from stages.training.networks import Network
 from stages.workspace import Workspace
 
 __all__ = [
