@@ -1,20 +1,33 @@
 """How a stage's clips ended, in two small files that every stage writes in the same way.
 
-Only clips that are not ok are listed: a list of all of them would repeat the manifest.
+Only clips that are not ok are listed: a list of all of them would repeat the manifest. The counts come last
+and hold a digest of every table that the stage wrote, since DVC moves them together with those.
 """
 
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from pipeline.clips import fingerprint
 from pipeline.errors import HarcacheError
-from pipeline.files import write_if_changed
+from pipeline.files import file_digest, write_if_changed
+from pipeline.parts import file_problem
 
-__all__ = ["Counts", "Ended", "check_max_failed", "read_failures", "write_counts", "write_failures"]
+__all__ = [
+    "Counts",
+    "Ended",
+    "check_max_failed",
+    "listed_tables",
+    "read_counts",
+    "read_failures",
+    "table_problem",
+    "write_counts",
+    "write_failures",
+]
 
 _COLUMNS = ("id", "status", "reason")
 
@@ -64,9 +77,53 @@ def read_failures(path: Path) -> list[tuple[str, str, str]]:
     return [(name, status, reason) for name, status, reason in rows[1:]]
 
 
-def write_counts(path: Path, ok: int, skipped: int, failed: int) -> bool:
-    """Write the three counts as JSON; return whether that changed the file."""
-    return write_if_changed(path, (json.dumps(asdict(Counts(ok, skipped, failed)), indent=1) + "\n").encode())
+def write_counts(path: Path, counts: Counts, tables: Iterable[Path] = ()) -> bool:
+    """Write the counts as JSON, with the digests of the stage's ``tables``; return whether that changed it.
+
+    Tables are named from the folder above that of ``path``.
+    """
+    listed = {
+        table.relative_to(path.parent.parent).as_posix(): [table.stat().st_size, file_digest(table)]
+        for table in sorted(tables)
+    }
+    return write_if_changed(path, _counts_text(asdict(counts) | {"tables": listed}))
+
+
+def read_counts(path: Path) -> Counts:
+    """Read what `write_counts` wrote; raises HarcacheError where it is missing or damaged."""
+    values = _read_counts(path)
+    return Counts(values["ok"], values["skipped"], values["failed"])
+
+
+def listed_tables(path: Path) -> list[Path]:
+    """Return the tables whose digests the counts hold: none in those of earlier versions."""
+    return [path.parent.parent / name for name in _read_counts(path).get("tables", {})]
+
+
+def table_problem(table: Path, path: Path) -> str | None:
+    """Return how a table differs from what the counts in ``path`` say of it; None where they say nothing."""
+    listed = _read_counts(path).get("tables", {}).get(table.relative_to(path.parent.parent).as_posix())
+    return file_problem(table, *listed) if listed else None
+
+
+def _read_counts(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes()
+        values = json.loads(text)
+        values.pop("digest", None)
+        if not {"ok", "skipped", "failed"} <= values.keys() or text != _counts_text(values):
+            raise ValueError("it does not match its digest")
+    except FileNotFoundError:
+        raise HarcacheError(f"{path} is missing; run the stage of that name, which writes it") from None
+    except (ValueError, AttributeError) as error:
+        raise HarcacheError(f"{path} is damaged ({error}); run the stage of that name again") from error
+    return values
+
+
+def _counts_text(values: Mapping[str, Any]) -> bytes:
+    # Those of earlier versions have neither tables nor a digest.
+    sealed = dict(values) | ({"digest": fingerprint(values)} if "tables" in values else {})
+    return (json.dumps(sealed, indent=1) + "\n").encode()
 
 
 def check_max_failed(stage: str, counts: Counts, max_failed: float, failures_path: Path) -> None:

@@ -237,15 +237,21 @@ def ended(records: Sequence[Record]) -> list[Outcome]:
     return [outcome for record in records for outcome in record.outcomes]
 
 
-def finish(stage: str, workspace: Workspace, outcomes: Sequence[Outcome], ok: int = 0) -> Counts:
+def finish(
+    stage: str,
+    workspace: Workspace,
+    outcomes: Sequence[Outcome],
+    ok: int = 0,
+    tables: Sequence[Path] = (),
+) -> Counts:
     """Write and print how the stage's clips ended, and raise HarcacheError when too many failed.
 
-    ``outcomes`` are all clips but for ``ok`` more that ended well.
+    ``outcomes`` are all clips but for ``ok`` more that ended well, ``tables`` what else it wrote whole.
     """
     by_status = Counter(outcome.status for outcome in outcomes)
     counts = Counts(ok + by_status["ok"], by_status["skipped"], by_status["failed"])
     write_failures(workspace.failures(stage), outcomes)
-    write_counts(workspace.counts(stage), counts.ok, counts.skipped, counts.failed)
+    write_counts(workspace.counts(stage), counts, [workspace.failures(stage), *tables])
     print(
         f"{stage}: {counts.ok} ok, {counts.skipped} skipped, {counts.failed} failed of {counts.total} clips"
     )

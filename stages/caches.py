@@ -1,10 +1,10 @@
 """Caches: what a dataset's caches hold, and a digest of each clip, whichever part it lies in."""
 
 import hashlib
-import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -17,6 +17,7 @@ from cache.annotations import read_detections, read_poses, read_positions
 from cache.clip_store import records_dir
 from pipeline.clips import Clip, fingerprint, read_manifest
 from pipeline.errors import HarcacheError
+from pipeline.outcomes import read_counts
 from pipeline.parts import Record, dataset_lock, read_records
 from pipeline.progress import progress
 from stages.building import ended, part_file
@@ -74,7 +75,7 @@ def info(workspace: Workspace) -> dict[str, Any]:
         "dataset": workspace.dataset,
         "caches": caches,
         "splits": _splits([clip for clip in clips.values() if clip.id in stored]),
-        "stages": {path.stem: json.loads(path.read_bytes()) for path in counts},
+        "stages": {path.stem: asdict(read_counts(path)) for path in counts},
     }
 
 

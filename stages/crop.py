@@ -19,7 +19,7 @@ from pipeline.clips import Clip, fingerprint, read_manifest
 from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
 from pipeline.files import write_if_changed
-from pipeline.outcomes import Counts
+from pipeline.outcomes import Counts, table_problem
 from pipeline.params import CropParams, DatasetParams
 from pipeline.parts import Outcome
 from pipeline.progress import progress
@@ -63,7 +63,7 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
     # What the pose stage skipped is in no part of it.
     inputs = inputs_from(workspace.poses, [clip for clip in clips if clip.id in detected.fingerprints])
     skipped = [*detected.skipped, *inputs.skipped]
-    known = read_crops(workspace.crops) if workspace.crops.exists() else {}
+    known = _known(workspace)
     crops: list[Crop] = []
     outcomes: list[Outcome] = []
     with progress(len(clips), "crop", done=len(skipped)) as bar:
@@ -83,7 +83,17 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
     counts = flag_counts(crops)
     flagged = ", ".join(f"{count} {flag}" for flag, count in counts.items() if count)
     print(f"crop: flags of {len(crops)} clips: {flagged or 'none'}")
-    return finish("crop", workspace, [*outcomes, *skipped])
+    return finish("crop", workspace, [*outcomes, *skipped], tables=[workspace.crops])
+
+
+def _known(workspace: Workspace) -> dict[str, Crop]:
+    """Return the crops that are there; none where the table is not as this stage wrote it."""
+    try:
+        problem = table_problem(workspace.crops, workspace.counts("crop"))
+    except HarcacheError:
+        # This run writes the counts anew, and what can't be checked is measured again.
+        return {}
+    return {} if problem or not workspace.crops.exists() else read_crops(workspace.crops)
 
 
 def flag_counts(crops: Iterable[Crop]) -> dict[str, int]:

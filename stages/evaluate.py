@@ -2,10 +2,9 @@
 and poses before it were found. The only stage that reads the truth.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from pipeline.clips import Clip
 from pipeline.datasets.demo import Truth, object_pairs, read_truth
 from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
+from pipeline.outcomes import read_counts
 from pipeline.params import DatasetParams, EvaluateParams, TrainParams
 from pipeline.progress import progress
 from stages.building import inputs_from, parts_of
@@ -39,12 +39,11 @@ from stages.training.samples import (
     split_clips,
     training_params,
 )
-from stages.workspace import Workspace
+from stages.workspace import EXTRACTION, Workspace
 
 __all__ = ["detection_quality", "pck", "run", "run_own"]
 
 _NETWORKS: tuple[Network, ...] = ("pose", "rgb", "epam")
-_STAGES = ("index", "detect", "pose", "crop", "heatmap", "rgb")
 _BATCH = 16
 _PRINTED_PAIRS = 5
 _SAME_BOX = 0.5  # intersection over union from which a box counts as found
@@ -71,7 +70,7 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> dict[str
     trained = _load([workspace.training(network) / CHECKPOINT for network in _NETWORKS], test)
     scored = _with_fusion([_score(*one, test) for one in trained.items()])
     metrics: dict[str, Any] = {
-        "clips": {stage: json.loads(workspace.counts(stage).read_text()) for stage in _STAGES}
+        "clips": {stage: asdict(read_counts(workspace.counts(stage))) for stage in EXTRACTION}
     }
     metrics |= _accuracies(scored, test) | {"flags": flag_counts(read_crops(workspace.crops).values())}
     truth = read_truth(workspace.videos)

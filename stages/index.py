@@ -48,7 +48,7 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine, *, threads:
     write_classes(workspace.classes, classes)
     print(_described(clips, classes))
     print(_noted(notes, workspace.failures("index")), end="")
-    return finish("index", workspace, notes, len(clips))
+    return finish("index", workspace, notes, len(clips), tables=[workspace.manifest, workspace.classes])
 
 
 def _clips_of_videos(

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,18 +23,17 @@ from cache.annotations import read_detections
 from pipeline.clips import Clip, read_classes, read_manifest
 from pipeline.errors import HarcacheError
 from pipeline.files import write_atomically
-from pipeline.outcomes import read_failures
+from pipeline.outcomes import read_counts, read_failures
 from pipeline.parts import dataset_lock, read_records
 from stages import caches
 from stages.building import part_file, rate_file
 from stages.crop import Crop, flag_counts, read_crops
 from stages.pictures.charts import histogram, lines
 from stages.pictures.strips import Picture, Strips
-from stages.workspace import Workspace
+from stages.workspace import EXTRACTION, Workspace
 
 __all__ = ["run"]
 
-_STAGES = ("index", "detect", "pose", "crop", "heatmap", "rgb")
 _NETWORKS = ("pose", "rgb", "epam")
 _SEED = 0
 _SAMPLE = 2000  # clips whose detections are read, which would take minutes for all of NTU 120
@@ -114,7 +113,7 @@ def _build_of(workspace: Workspace) -> _Build:
                 build.stores[array] = cache.open(folder)
             except HarcacheError as error:
                 build.missing.append(str(error))
-    for stage in _STAGES:
+    for stage in EXTRACTION:
         if not workspace.counts(stage).is_file():
             build.missing.append(f"The stage {stage} has not ended: harcache {stage} {workspace.dataset}")
     return build
@@ -208,11 +207,8 @@ def _class_tables(build: _Build) -> list[Table]:
 
 
 def _stage_table(build: _Build) -> Table | None:
-    paths = {stage: build.workspace.counts(stage) for stage in _STAGES}
-    counts = {stage: _json(path) for stage, path in paths.items() if path.is_file()}
-    rows = [
-        (stage, *(one[status] for status in ("ok", "skipped", "failed"))) for stage, one in counts.items()
-    ]
+    paths = {stage: build.workspace.counts(stage) for stage in EXTRACTION}
+    rows = [(stage, *astuple(read_counts(path))) for stage, path in paths.items() if path.is_file()]
     return Table("How the clips of each stage ended", ("stage", "ok", "skipped", "failed"), rows)
 
 
@@ -220,7 +216,7 @@ def _ends(build: _Build) -> list[tuple[str, str, str, str]]:
     """Return (id, stage, status, reason) of the clips that are not ok, the failed ones first."""
     found = [
         (id, stage, status, reason if len(reason) <= _LONGEST else reason[:_LONGEST] + "…")
-        for stage in _STAGES
+        for stage in EXTRACTION
         if build.workspace.failures(stage).is_file()
         for id, status, reason in read_failures(build.workspace.failures(stage))
     ]
@@ -281,7 +277,7 @@ def _storage(build: _Build) -> Table | None:
 
 def _rates(build: _Build) -> Table | None:
     """Return how fast each stage made what it made last."""
-    paths = {stage: rate_file(build.workspace.data, stage) for stage in _STAGES}
+    paths = {stage: rate_file(build.workspace.data, stage) for stage in EXTRACTION}
     rows = []
     for stage, path in paths.items():
         if path.is_file():

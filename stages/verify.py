@@ -1,13 +1,13 @@
 """Verify: whether every file of a dataset's caches still is as it was written.
 
-Files are compared with the digests that records and indices keep: each is read once and nothing is decoded.
+Files are compared with the digests that records, indices and counts keep: each is read once, none decoded.
 A damaged part is removed whole and its stage makes it again; mending inside it would need trust in the rest.
 """
 
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -17,12 +17,13 @@ from cache.clip_store import index_problems, mark_incomplete
 from cache.errors import CacheError
 from pipeline.clips import read_manifest
 from pipeline.errors import HarcacheError
+from pipeline.outcomes import listed_tables, table_problem
 from pipeline.parts import Record, dataset_lock, discard_part, file_problem, read_record, record_path
 from pipeline.progress import notice, progress
 from stages.building import ended
 from stages.caches import present, record_folder, threads
 from stages.crop import read_crops
-from stages.workspace import Workspace
+from stages.workspace import EXTRACTION, Workspace
 
 __all__ = ["Problem", "Verified", "report", "verify"]
 
@@ -36,7 +37,7 @@ _NAMED = 8  # clips that a line of text names
 class Problem:
     """A file that is not as it was written, and the clips that can't be trusted because of it.
 
-    ``part``: the one to make again; None where a store's index alone is, or where a stage has yet to run.
+    ``part``: the one to make again; None where a table or an index alone is, or where a stage has yet to run.
     """
 
     stage: str
@@ -61,28 +62,34 @@ class Verified:
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages that make again what is damaged, in their order."""
-        return tuple(dict.fromkeys(problem.stage for problem in self.problems))
+        damaged = {problem.stage for problem in self.problems}
+        return tuple(stage for stage in EXTRACTION if stage in damaged)
 
 
 def verify(workspace: Workspace, repair: bool = False) -> Verified:
-    """Compare every record, shard, HDF5 part and index file of a dataset with what was written.
+    """Compare every table, record, shard, HDF5 part and index file of a dataset with what was written.
 
-    With ``repair`` each part in which something is wrong is removed, record before files, and each store in
-    which something is wrong is marked incomplete, so that the next run of the stage makes just that again.
+    With ``repair`` each table and each part in which something is wrong is removed, record before files, and
+    each store in which something is wrong is marked incomplete, so that the next run of the stage makes just
+    that again. Tables of before their digests were kept are taken as they are.
     What this version can't read counts as damaged.
     """
     there = present(workspace)
     with dataset_lock(workspace.data):
         caches = {stage: _look_at(stage, folder) for stage, folder in there.items()}
-        problems = [
+        tables, damaged = _look_at_tables(workspace, caches.values())
+        spoilt = {problem.file for problem in damaged}
+        problems = damaged + [
             problem
             for one in caches.values()
-            for problem in _problems(one, _expected(one, caches, workspace))
+            for problem in _problems(one, _expected(one, caches, workspace, spoilt))
         ]
         if repair:
+            for path in spoilt:
+                path.unlink(missing_ok=True)
             for one in caches.values():
                 _repair(one, [problem for problem in problems if problem.stage == one.stage])
-    files = sum(one.checked for one in caches.values())
+    files = tables + sum(one.checked for one in caches.values())
     return Verified(files, tuple(problems), tuple(stray for one in caches.values() for stray in one.strays))
 
 
@@ -132,6 +139,28 @@ class _Cache:
         return [o.id for o in ended(list(self.records.values())) if o.status in status]
 
 
+def _look_at_tables(workspace: Workspace, caches: Iterable[_Cache]) -> tuple[int, list[Problem]]:
+    """Return how many tables have a digest, and the problems of these and of the counts that hold it."""
+    all_ids = tuple(sorted({id for one in caches for id in one.ids("ok", "skipped", "failed")}))
+    checked, problems = 0, []
+    for stage in EXTRACTION:
+        counts = workspace.counts(stage)
+        # A stage that has ended wrote both, so that either tells of the other.
+        if not counts.exists() and not workspace.failures(stage).exists():
+            continue
+        try:
+            tables = listed_tables(counts)
+        except HarcacheError as error:
+            problems.append(Problem(stage, counts, str(error).removeprefix(f"{counts} "), ()))
+            continue
+        checked += 1 + len(tables)
+        for table in tables:
+            if what := table_problem(table, counts):
+                concerned = () if table == workspace.failures(stage) else all_ids
+                problems.append(Problem(stage, table, what, concerned))
+    return checked, problems
+
+
 def _look_at(stage: str, folder: Path) -> _Cache:
     found = _Cache(stage, folder)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -155,13 +184,15 @@ def _read(path: Path, part: int, found: _Cache) -> None:
         found.unreadable.add(part)
 
 
-def _expected(one: _Cache, caches: dict[str, _Cache], workspace: Workspace) -> list[str]:
-    """Return the clips that a cache must have a record of."""
+def _expected(
+    one: _Cache, caches: dict[str, _Cache], workspace: Workspace, spoilt: Container[Path]
+) -> list[str]:
+    """Return the clips that a cache must have a record of, as far as tables that are not ``spoilt`` tell."""
     if one.stage == "detect":
-        return [clip.id for clip in read_manifest(workspace.manifest)]
+        return [] if workspace.manifest in spoilt else [clip.id for clip in read_manifest(workspace.manifest)]
     if one.stage == "pose":
         return caches["detect"].ids("ok") if "detect" in caches else []
-    return list(read_crops(workspace.crops))
+    return [] if workspace.crops in spoilt else list(read_crops(workspace.crops))
 
 
 def _problems(one: _Cache, expected: Sequence[str]) -> Iterator[Problem]:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from pipeline.errors import StandstillError
 
-__all__ = ["AUTO", "Workspace", "choose_device"]
+__all__ = ["AUTO", "EXTRACTION", "Workspace", "choose_device"]
+
+EXTRACTION = ("index", "detect", "pose", "crop", "heatmap", "rgb")
+"""The stages that make a dataset's tables and caches, in their order."""
 
 AUTO = "auto"  # the device is chosen where the work is done, which may be another machine
 

@@ -1,13 +1,13 @@
 """What a user sees of the commands: help with an example, and bad input answered in one line."""
 
 import csv
-import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 
 from cli import main
 from pipeline.clips import read_manifest
-from pipeline.outcomes import read_failures
+from pipeline.outcomes import read_counts, read_failures
 from pipeline.video import write_video
 
 _ROOT = Path(__file__).parents[1]
@@ -126,7 +126,7 @@ def _succeeded(*arguments: str) -> str:
 
 
 def _counts(stage: str) -> dict[str, int]:
-    return json.loads(Path(f"data/mine/counts/{stage}.json").read_text())
+    return asdict(read_counts(Path(f"data/mine/counts/{stage}.json")))
 
 
 def _commands(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:

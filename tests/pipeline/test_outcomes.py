@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pytest
@@ -6,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import HarcacheError
-from pipeline.outcomes import Counts, check_max_failed, read_failures, write_counts, write_failures
+from pipeline.outcomes import (
+    Counts,
+    check_max_failed,
+    listed_tables,
+    read_counts,
+    read_failures,
+    table_problem,
+    write_counts,
+    write_failures,
+)
 from pipeline.parts import Outcome
 
 _OUTCOMES = [
@@ -38,9 +46,51 @@ def test_a_missing_or_foreign_list_is_an_error(tmp_path: Path) -> None:
 
 def test_counts_are_written_only_when_changed(tmp_path: Path) -> None:
     path = tmp_path / "counts" / "pose.json"
-    assert write_counts(path, 5, 1, 2)
-    assert not write_counts(path, 5, 1, 2)
-    assert json.loads(path.read_text()) == {"ok": 5, "skipped": 1, "failed": 2}
+    assert write_counts(path, Counts(5, 1, 2))
+    assert not write_counts(path, Counts(5, 1, 2))
+    assert read_counts(path) == Counts(5, 1, 2)
+
+
+def _counted(folder: Path) -> tuple[Path, Path]:
+    """Counts, and the table that they hold the digest of."""
+    counts, table = folder / "counts" / "pose.json", folder / "pose.csv"
+    table.write_text("id\na\n")
+    write_counts(counts, Counts(5, 1, 2), [table])
+    return counts, table
+
+
+def test_a_table_is_compared_with_what_the_counts_say_of_it(tmp_path: Path) -> None:
+    counts, table = _counted(tmp_path)
+    assert listed_tables(counts) == [table]
+    assert table_problem(table, counts) is None
+    table.write_text("id\nb\n")
+    assert table_problem(table, counts) == "does not match its record's digest"
+    table.unlink()
+    assert table_problem(table, counts) == "is missing"
+
+
+def test_every_flipped_bit_in_counts_is_found(tmp_path: Path) -> None:
+    counts, _ = _counted(tmp_path)
+    whole = counts.read_bytes()
+    for bit in range(8 * len(whole)):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        counts.write_bytes(content)
+        with pytest.raises(
+            HarcacheError, match=r"pose\.json is damaged \(.*run the stage of that name again"
+        ):
+            read_counts(counts)
+    counts.unlink()
+    with pytest.raises(HarcacheError, match=r"pose\.json is missing; run the stage of that name"):
+        read_counts(counts)
+
+
+def test_counts_of_before_tables_had_digests_are_read_and_tell_of_none(tmp_path: Path) -> None:
+    counts, table = tmp_path / "counts" / "pose.json", tmp_path / "pose.csv"
+    counts.parent.mkdir()
+    counts.write_text('{\n "ok": 5,\n "skipped": 1,\n "failed": 2\n}\n')
+    assert read_counts(counts) == Counts(5, 1, 2)
+    assert listed_tables(counts) == [] and table_problem(table, counts) is None
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))

@@ -15,7 +15,7 @@ from pipeline.clips import Clip, read_manifest, write_manifest
 from pipeline.datasets.demo import read_truth
 from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
-from pipeline.outcomes import Counts, read_failures
+from pipeline.outcomes import Counts, read_failures, write_counts
 from pipeline.params import DatasetParams
 from pipeline.parts import Outcome, publish
 from stages import crop
@@ -222,6 +222,7 @@ def test_only_clips_whose_poses_or_parameters_changed_are_boxed_again(
     before = read_crops(workspace.crops)
     marked = workspace.crops.read_text().replace("57,47,182,172,persons", "57,47,182,172,by hand")
     workspace.crops.write_text(marked)
+    write_counts(workspace.counts("crop"), Counts(4, 0, 0), [workspace.crops])
     _run(params, workspace)
     assert read_crops(workspace.crops)["found"].source == "by hand"
     padded = replace(params, crop=replace(params.crop, padding=0.5))
@@ -229,6 +230,21 @@ def test_only_clips_whose_poses_or_parameters_changed_are_boxed_again(
     after = read_crops(workspace.crops)
     assert after["found"].box == (45, 35, 195, 185)
     assert all(after[name].fingerprint != before[name].fingerprint for name in before)
+
+
+def test_a_table_that_is_not_as_it_was_written_is_measured_again(
+    workspace: Workspace, params: DatasetParams
+) -> None:
+    _run(params, workspace)
+    whole = workspace.crops.read_bytes()
+    for damaged in (whole.replace(b"57,47,182,172", b"57,47,183,172"), whole[:-9], b""):
+        workspace.crops.write_bytes(damaged)
+        _run(params, workspace)
+        assert workspace.crops.read_bytes() == whole
+    workspace.crops.write_bytes(whole.replace(b"57,47,182,172", b"57,47,183,172"))
+    workspace.counts("crop").write_text("{}")
+    _run(params, workspace)
+    assert workspace.crops.read_bytes() == whole
 
 
 def test_the_clips_of_a_damaged_part_fail_and_name_it(workspace: Workspace, params: DatasetParams) -> None:

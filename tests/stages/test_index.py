@@ -1,4 +1,3 @@
-import json
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +10,7 @@ from pipeline import probes
 from pipeline.clips import read_classes, read_manifest
 from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
-from pipeline.outcomes import Counts, read_failures
+from pipeline.outcomes import Counts, read_counts, read_failures
 from pipeline.params import (
     CropParams,
     DatasetParams,
@@ -92,8 +91,7 @@ def test_every_video_becomes_a_row_with_what_was_counted(videos: Path, tmp_path:
     assert {c.split("default") for c in clips} == {"train", "test"}
     assert read_classes(tmp_path / "out" / "classes.csv") == {"default": ["run", "walk"]}
     assert read_failures(tmp_path / "out" / "failures" / "index.csv") == []
-    counted = json.loads((tmp_path / "out" / "counts" / "index.json").read_text())
-    assert counted == {"ok": 4, "skipped": 0, "failed": 0}
+    assert read_counts(tmp_path / "out" / "counts" / "index.json") == counts
 
 
 def test_the_real_videos_are_counted(tmp_path: Path) -> None:
@@ -189,7 +187,7 @@ def test_bad_videos_are_listed_and_stop_no_others(videos: Path, tmp_path: Path) 
     assert list(failures) == ["run__text", "run__zero", "walk__cut"]
     assert {status for status, _ in failures.values()} == {"failed"}
     assert failures["run__zero"][1].startswith("run/zero.mp4 is empty (0 bytes)")
-    assert json.loads((out / "counts" / "index.json").read_text()) == {"ok": 4, "skipped": 0, "failed": 3}
+    assert read_counts(out / "counts" / "index.json") == Counts(4, 0, 3)
 
 
 def test_failures_under_the_limit_are_no_error(videos: Path, tmp_path: Path) -> None:

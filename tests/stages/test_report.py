@@ -14,7 +14,7 @@ import torch
 
 from pipeline.clips import read_classes, read_manifest, write_classes
 from pipeline.errors import HarcacheError
-from pipeline.outcomes import write_counts, write_failures
+from pipeline.outcomes import Counts, write_counts, write_failures
 from pipeline.parts import Outcome
 from stages import report
 from stages.scoring.results import Cost, Outputs, Scored, write_results
@@ -45,7 +45,7 @@ def whole(demo: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspac
         Outcome("gone", "failed", "", "no video"),
     ]
     write_failures(workspace.failures("rgb"), failed)
-    write_counts(workspace.counts("rgb"), len(clips) - 1, 0, 2)
+    write_counts(workspace.counts("rgb"), Counts(len(clips) - 1, 0, 2))
     for network in ("pose", "rgb", "epam"):
         _draw_curves(workspace.training(network))
     _evaluate(workspace, classes["xsub"])
@@ -168,7 +168,7 @@ def test_a_dataset_without_a_single_good_clip_has_a_page(own_demo: Workspace, tm
     own_demo.data.mkdir()
     own_demo.manifest.write_text(header)
     write_failures(own_demo.failures("index"), [Outcome("a", "failed", "", "a.mp4 is no video")])
-    write_counts(own_demo.counts("index"), 0, 0, 1)
+    write_counts(own_demo.counts("index"), Counts(0, 0, 1))
     text = _text(_made(own_demo, tmp_path / "page.html"))
     assert "index 0 0 1" in text
     assert "a index failed a.mp4 is no video" in text

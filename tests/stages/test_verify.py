@@ -21,13 +21,13 @@ from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
 from pipeline.params import DatasetParams
 from pipeline.parts import dataset_lock
-from stages import building, crop, detect, heatmap, pose, rgb, train, verify
+from stages import building, crop, detect, heatmap, index, pose, rgb, train, verify
 from stages.caches import digests
 from stages.workspace import Workspace
 from tests.stages.conftest import copy_of
 from tests.stages.footage import FRAMES, add_video, build, film
 
-_STAGES = {"detect": detect, "pose": pose, "crop": crop, "heatmap": heatmap, "rgb": rgb}
+_STAGES = {"index": index, "detect": detect, "pose": pose, "crop": crop, "heatmap": heatmap, "rgb": rgb}
 _Demo = tuple[DatasetParams, Workspace]
 
 
@@ -71,6 +71,7 @@ def _files(workspace: Workspace) -> dict[str, list[Path]]:
         "record": [*data.glob("*/part-*.json"), *data.glob("*.zarr/records/part-*.json")],
         "index": [*data.glob("*.zarr/**/zarr.json"), *data.glob("*.zarr/*/c/**/*")],
         "HDF5": [*data.glob("*/part-*.h5")],
+        "table": [*data.glob("*.csv"), *data.glob("failures/*.csv"), *data.glob("counts/*.json")],
     }
     return {kind: sorted(path for path in paths if path.is_file()) for kind, paths in found.items()}
 
@@ -97,8 +98,8 @@ def _part_of(path: Path) -> tuple[Path, int]:
 
 def _clips_of(path: Path, kind: str, all_clips: set[str]) -> set[str]:
     """The clips that a file concerns, as its part's record tells."""
-    if kind == "index":
-        return all_clips
+    if kind in ("index", "table"):
+        return {"none"} if path.parent.name in ("failures", "counts") else all_clips
     folder, part = _part_of(path)
     record = json.loads((folder / f"part-{part:05d}.json").read_text())
     return {outcome["id"] for outcome in record["outcomes"]}
@@ -142,7 +143,7 @@ def _state(workspace: Workspace) -> dict[Path, tuple[int, int]]:
 
 # Makes 32 parts again, by the networks where they are boxes or poses.
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["shard", "record", "index", "HDF5"])
+@pytest.mark.parametrize("kind", ["shard", "record", "index", "HDF5", "table"])
 def test_repair_makes_only_the_damaged_part_again_with_the_same_bytes(
     whole: _Demo, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -160,7 +161,7 @@ def test_repair_makes_only_the_damaged_part_again_with_the_same_bytes(
         _run(re.findall(r"harcache (.+) makes it again", result.stdout)[0].split(", "), params, workspace)
         assert _command(workspace, monkeypatch).exit_code == 0
         changed = {_part_of(file) for file, identity in _state(workspace).items() if identity != state[file]}
-        assert changed == (set() if kind == "index" else {_part_of(path)})
+        assert changed == (set() if kind in ("index", "table") else {_part_of(path)})
         assert {file: file.read_bytes() for file in contents} == contents
     assert digests(workspace) == before
 
@@ -183,7 +184,7 @@ def _flip(path: Path, place: int) -> None:
 
 def test_whole_caches_are_whole(small: _Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     result = _command(small[1], monkeypatch)
-    assert (result.exit_code, result.stdout) == (0, "small: 21 files are as they were written\n")
+    assert (result.exit_code, result.stdout) == (0, "small: 27 files are as they were written\n")
 
 
 def test_a_flipped_bit_in_a_row_names_the_clip_of_that_row_alone(small: _Demo) -> None:
@@ -216,6 +217,23 @@ def test_many_damages_are_all_named_and_repaired(small: _Demo) -> None:
     build(params, workspace)
     assert verify.verify(workspace).problems == ()
     assert digests(workspace) == before
+
+
+def test_damaged_tables_are_named_and_made_again(small: _Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    params, workspace = small
+    tables = [workspace.manifest, workspace.classes, workspace.failures("rgb"), workspace.counts("rgb")]
+    whole = [table.read_bytes() for table in tables]
+    _flip(workspace.manifest, 200)
+    workspace.classes.unlink()
+    _flip(workspace.failures("rgb"), 3)
+    assert {problem.file for problem in verify.verify(workspace).problems} == set(tables[:3])
+    _flip(workspace.counts("rgb"), 9)
+    result = _command(workspace, monkeypatch, "--repair")
+    assert "clips: even__clip0, even__clip2, even__clip4, odd__clip1" in result.stdout.splitlines()[0]
+    assert "harcache index, rgb makes it again" in result.stdout
+    build(params, workspace)
+    assert [table.read_bytes() for table in tables] == whole
+    assert verify.verify(workspace).problems == ()
 
 
 def test_a_store_under_repair_is_not_read(small: _Demo) -> None:
