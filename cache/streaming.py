@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import islice
 from mmap import MADV_HUGEPAGE, mmap
 from multiprocessing import get_context
 from typing import Any, Literal, Protocol
@@ -52,6 +53,9 @@ Batch = dict[str, Tensor]
 
 _Drawn = tuple[int, NDArray[np.int64], bool]
 """A sample, its frames, and whether it is mirrored."""
+
+_Planned = tuple[tuple[int, int], list[_Drawn], NDArray[np.float32] | None]
+"""A batch to come: its epoch and number, its samples, and their crops."""
 
 
 class RowReader(Protocol):
@@ -257,10 +261,11 @@ class ClipLoader:
     r-th on. The last batch of an epoch may be smaller, and a rank's share of it one less than another's, or
     empty. A training set is shuffled by (seed, epoch); another comes in order, each time from the start.
 
-    ``workers``: processes that decode, by default as ``default_workers`` says; ``prefetch``: batches ahead.
+    ``workers``: processes that decode, by default as ``default_workers`` says; ``prefetch``: batches ahead,
+    with ``again`` also of the next iteration, while the last batches of one are worked on.
     Batches hold the dataset's samples stacked along a first axis. On a GPU (``device``) they are in fresh
     memory, copied beside the work on the batch before; on the CPU it is used again once two more batches are
-    taken or another iteration begins. ``waits`` sums up how long they were waited for; set it anew at will.
+    taken. ``waits`` sums up how long they were waited for; set it anew at will.
 
     Raises:
         HarcacheError: ``batch_size`` is no multiple of ``ranks``. What fails in a process, ``next`` raises;
@@ -274,6 +279,7 @@ class ClipLoader:
         *,
         workers: int | None = None,
         prefetch: int = 2,
+        again: bool = False,
         device: str | torch.device = "cpu",
         rank: int = 0,
         ranks: int = 1,
@@ -281,12 +287,14 @@ class ClipLoader:
         if batch_size < 1 or batch_size % ranks:
             raise HarcacheError(f"batch_size is {batch_size}; set it to a multiple of the {ranks} processes")
         self._dataset, self._batch_size = dataset, batch_size
-        self._device, self._prefetch = torch.device(device), prefetch
+        self._device, self._prefetch, self._again = torch.device(device), prefetch, again
         self._workers = workers or default_workers(self._device)
         self._rank, self._ranks = rank, ranks
         self._epoch, self._next_batch = 0, 0
         self._slots: list[_Slot] = []
-        self._started: deque[tuple[_Slot, list[Future[Work]]]] = deque()
+        self._used = 0
+        self._planned: Iterator[_Planned] = iter(())
+        self._started: deque[_Started] = deque()
         self.waits = Waits()
         self._copies: Any = None
         self._pool: ProcessPoolExecutor | None = None
@@ -303,11 +311,8 @@ class ClipLoader:
     def __iter__(self) -> Iterator[Batch]:
         if self._running is not None:
             self._running.close()
-        # An iteration left in the middle has processes that still write into the slots. Waiting for them as
-        # it closes would be wrong: the garbage collector may close it in the thread that they report to.
-        left = [future for _, futures in self._started for future in futures]
-        wait([future for future in left if not future.cancel()])
-        self._started.clear()
+        if not self._dataset.train:
+            self._next_batch = 0
         self._running = watch(self._batches(), self.waits, self._device)
         return self._running
 
@@ -333,23 +338,50 @@ class ClipLoader:
         }
 
     def _batches(self) -> Generator[Batch, None, None]:
-        epoch, first, end = self._epoch, self._next_batch, len(self)
-        drawn = self._drawn(epoch, first)
-        try:
-            for number in range(first, end + self._prefetch):
-                if number < end:
-                    self._started.append(self._start(number, *next(drawn)))
-                if number >= first + self._prefetch:
-                    batch = self._finish(*self._started[0])
-                    self._started.popleft()
-                    self._advance(epoch, number - self._prefetch + 1)
-                    yield batch
-        except BrokenProcessPool as error:
-            self._pool = None
-            raise HarcacheError(
-                "a process that decodes batches was killed, perhaps as memory ran out; "
-                "use smaller batches or free memory, and start training again"
-            ) from error
+        first = self._epoch, self._next_batch
+        if not self._started or self._started[0].place != first:
+            self._forget()
+            self._planned = self._plan(*first)
+        for _ in range(self._next_batch, len(self)):
+            try:
+                batch = self._take()
+            except BaseException as error:
+                self._forget()
+                if not isinstance(error, BrokenProcessPool):
+                    raise
+                self._pool = None
+                raise HarcacheError(
+                    "a process that decodes batches was killed, perhaps as memory ran out; "
+                    "use smaller batches or free memory, and start training again"
+                ) from error
+            self._advance()
+            yield batch
+
+    def _take(self) -> Batch:
+        """Start what is to be decoded ahead, and wait for the next batch."""
+        for planned in islice(self._planned, self._prefetch + 1 - len(self._started)):
+            self._started.append(self._start(*planned))
+        batch = self._finish(self._started[0])
+        self._started.popleft()
+        return batch
+
+    def _forget(self) -> None:
+        """Drop batches that were started and are not the next ones, once no process writes into them."""
+        # Not where an iteration is closed: the garbage collector may close it in the thread that the
+        # processes report to.
+        wait([future for each in self._started for future in each.futures if not future.cancel()])
+        self._started.clear()
+
+    def _plan(self, epoch: int, first: int) -> Iterator[_Planned]:
+        """Give the batches from number ``first`` of an epoch on: their place, and what is drawn of each."""
+        while True:
+            for number, (samples, crops) in zip(
+                range(first, len(self)), self._drawn(epoch, first), strict=True
+            ):
+                yield (epoch, number), samples, crops
+            if not self._again:
+                return
+            epoch, first = epoch + 1, 0
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         """Return every sample of an epoch once, (n,)."""
@@ -375,21 +407,23 @@ class ClipLoader:
             yield [], None
 
     def _start(
-        self, number: int, samples: list[_Drawn], crops: NDArray[np.float32] | None
-    ) -> "tuple[_Slot, list[Future[Work]]]":
+        self, place: tuple[int, int], samples: list[_Drawn], crops: NDArray[np.float32] | None
+    ) -> "_Started":
         """Have the processes decode a batch, a share each."""
         self._pool = self._pool or self._make_pool()
-        place = number % len(self._slots)
-        slot = self._slots[place]
+        number = self._used % len(self._slots)
+        self._used += 1
+        slot = self._slots[number]
         if slot.copied is not None:
             slot.copied.synchronize()
         if crops is not None:
             slot.arrays["crop"][: len(crops)] = crops
         share = max(1, -(-len(samples) // self._workers))
-        return slot, [
-            self._pool.submit(_decode, place, first, samples[first : first + share])
+        futures = [
+            self._pool.submit(_decode, number, first, samples[first : first + share])
             for first in range(0, len(samples), share)
         ]
+        return _Started(place, slot, futures)
 
     def _make_pool(self) -> ProcessPoolExecutor:
         # One is being worked on and one was just handed out when the last of the others is started.
@@ -399,8 +433,8 @@ class ClipLoader:
         # Forked, so that the dataset and the slots are theirs without a copy.
         return ProcessPoolExecutor(self._workers, get_context("fork"), _adopt, (self._dataset, arrays))
 
-    def _finish(self, slot: "_Slot", futures: Sequence[Future[Work]]) -> Batch:
-        done = [future.result() for future in futures]
+    def _finish(self, started: "_Started") -> Batch:
+        done, slot = [future.result() for future in started.futures], started.slot
         self.waits.decode += sum(work.busy - work.disk for work in done) / self._workers
         self.waits.disk += sum(work.disk for work in done) / self._workers
         batch = {name: value[: sum(work.samples for work in done)] for name, value in slot.tensors.items()}
@@ -425,12 +459,12 @@ class ClipLoader:
             value.record_stream(working)
         return moved
 
-    def _advance(self, epoch: int, next_batch: int) -> None:
-        # Before the batch is handed out: Lightning never asks for more than the last one, and what it saves
-        # while it works on that must point to the next epoch.
-        if self._dataset.train:
-            over = next_batch == len(self)
-            self._epoch, self._next_batch = (epoch + 1, 0) if over else (epoch, next_batch)
+    def _advance(self) -> None:
+        # Before the batch is handed out: what is saved while the last one is worked on must point to the
+        # next epoch.
+        self._next_batch += 1
+        if self._next_batch == len(self):
+            self._epoch, self._next_batch = self._epoch + 1, 0
 
 
 class _Slot:
@@ -446,6 +480,15 @@ class _Slot:
             for value in self.tensors.values():
                 torch.cuda.check_error(cuda.cudaHostRegister(value.data_ptr(), value.nbytes, 0))
                 finalize(self, cuda.cudaHostUnregister, value.data_ptr())
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A batch that is being decoded: its epoch and number, its memory, and the processes' shares of it."""
+
+    place: tuple[int, int]
+    slot: _Slot
+    futures: list[Future[Work]]
 
 
 def _shared(like: Tensor) -> Tensor:

@@ -307,6 +307,7 @@ def _loader(dataset: ClipDataset, recipe: RecipeParams, fabric: Fabric, workers:
         dataset,
         size,
         workers=workers or default_workers(fabric.device, processes()[0]),
+        again=True,
         device=fabric.device,
         rank=fabric.global_rank,
         ranks=ranks,

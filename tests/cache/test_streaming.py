@@ -160,10 +160,45 @@ def test_each_epoch_holds_every_clip_once_in_another_order(stores):
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
+@pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize(("workers", "prefetch"), [(1, 1), (1, 5), (3, 2), (8, 0), (2, 9)])
-def test_batches_depend_on_neither_processes_nor_prefetching(stores, workers, prefetch):
+def test_batches_depend_on_neither_processes_nor_prefetching(stores, workers, prefetch, again):
     expected = take(ClipLoader(make(stores), 4), 7)
-    assert_same(take(ClipLoader(make(stores), 4, workers=workers, prefetch=prefetch), 7), expected)
+    loader = ClipLoader(make(stores), 4, workers=workers, prefetch=prefetch, again=again)
+    assert_same(take(loader, 7), expected)
+
+
+class _Noted:
+    """Both stores of many clips, of which each row that is read leaves a byte in a file."""
+
+    row_shape, dtype = (2,), np.dtype(np.uint8)
+
+    def __init__(self, path):
+        self.path = path
+        path.touch()
+
+    def rows(self, id):
+        return slice(0, 48)
+
+    def reader(self, name):
+        return self
+
+    def read_rows(self, rows, out):
+        with self.path.open("ab") as file:
+            file.write(bytes(len(rows)))
+
+
+@pytest.mark.parametrize(("again", "batches"), [(False, 3), (True, 5)])
+def test_the_next_epoch_is_begun_with_the_last_batches_of_one_where_one_follows(tmp_path, again, batches):
+    noted = _Noted(tmp_path / "read")
+    loader = ClipLoader(make({"rgb": noted}, clips=[(f"clip{i}", 0) for i in range(12)]), 4, again=again)
+    assert len(list(loader)) == 3
+    deadline = time.monotonic() + 20
+    while noted.path.stat().st_size < batches * 4 * 16:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    list(loader)
+    assert noted.path.stat().st_size <= (batches + 3) * 4 * 16
 
 
 def test_samples_change_with_epoch_and_seed_and_not_with_other_clips(stores):
@@ -185,9 +220,9 @@ def test_flips_come_as_often_as_asked_and_never_in_testing(stores):
 @pytest.mark.parametrize("done", range(8))
 def test_training_goes_on_exactly_where_it_stopped(stores, done):
     expected = take(ClipLoader(make(stores), 4), 9)
-    stopped = ClipLoader(make(stores), 4)
+    stopped = ClipLoader(make(stores), 4, again=True)
     assert_same(take(stopped, done), expected[:done])
-    resumed = ClipLoader(make(stores), 4, workers=3)
+    resumed = ClipLoader(make(stores), 4, workers=3, again=True)
     resumed.load_state_dict(pickle.loads(pickle.dumps(stopped.state_dict())))
     assert_same(take(resumed, 9 - done), expected[done:])
 
@@ -211,8 +246,9 @@ def test_resuming_with_other_batches_is_refused(stores, changed, message):
         changed(stores).load_state_dict(ClipLoader(make(stores), 4).state_dict())
 
 
-def test_testing_goes_in_order_and_begins_anew_each_time(stores):
-    loader = ClipLoader(make(stores, train=False), 4)
+@pytest.mark.parametrize("again", [False, True])
+def test_testing_goes_in_order_and_begins_anew_each_time(stores, again):
+    loader = ClipLoader(make(stores, train=False), 4, again=again)
     next(iter(loader))
     for _ in range(2):
         assert [i for batch in loader for i in batch["index"].tolist()] == list(range(len(CLIPS)))
@@ -256,9 +292,10 @@ def test_memory_is_used_again(stores):
     assert len(places) == 4
 
 
-def test_an_iteration_left_in_the_middle_does_not_spoil_the_next(stores):
+@pytest.mark.parametrize("again", [False, True])
+def test_an_iteration_left_in_the_middle_does_not_spoil_the_next(stores, again):
     expected = take(ClipLoader(make(stores), 2), 8)
-    loader, taken = ClipLoader(make(stores), 2, prefetch=4), []
+    loader, taken = ClipLoader(make(stores), 2, prefetch=4, again=again), []
     left = []
     for _ in range(8):
         left.append(iter(loader))

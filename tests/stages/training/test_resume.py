@@ -111,7 +111,7 @@ def _doubled(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _start(function: Callable[..., None], *arguments: Any) -> BaseProcess:
     # A server that has loaded everything and has trained nothing forks them.
     fresh = get_context("forkserver")
-    fresh.set_forkserver_preload(["tests.stages.test_resume", "dvclive"])
+    fresh.set_forkserver_preload([__name__, "dvclive"])
     process = fresh.Process(target=function, args=arguments)
     process.start()
     return process
