@@ -19,6 +19,8 @@ _NAME = "mmcv._ext"
 _TRAINING = (
     *("mmpose.datasets", "mmpose.datasets.datasets", "mmpose.datasets.datasets.utils"),
     *("mmpose.evaluation", "mmpose.evaluation.functional", "mmpose.evaluation.functional.nms"),
+    *("mmengine._strategy.fsdp", "mmengine.model.wrappers.fully_sharded_distributed"),
+    *("mmengine.optim.optimizer.zero_optimizer", "mmdet.utils.mot_error_visualize"),
 )
 
 
@@ -60,9 +62,10 @@ def install() -> None:
 
 @contextmanager
 def without_training() -> Iterator[None]:
-    """Import mmpose's models in this block, without the data sets and metrics that only training calls.
+    """Import mmpose's models in this block, without the data sets, metrics and more that only training calls.
 
-    Those bring in SciPy's statistics and COCO's tools: most of the time that importing mmpose takes.
+    Those bring in SciPy's statistics, COCO's tools, PyTorch's sharded training and SymPy with it, and
+    Matplotlib: most of the time that importing mmpose takes.
     """
     if any(name in sys.modules for name in _TRAINING):
         yield

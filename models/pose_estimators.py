@@ -15,9 +15,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from models import mmcv_stub
 from models.batching import Finish, Image, Network
@@ -233,6 +231,10 @@ class _YoloPose:
 
 def _matched(boxes: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Give every box the predicted person that overlaps it most, each person to one box at most."""
+    # These take as long to import as PyTorch, which mmpose's networks need not wait for.
+    from scipy.optimize import linear_sum_assignment
+    from torchvision.ops import box_iou
+
     keypoints = np.full((len(boxes), _KEYPOINTS, 3), np.nan, np.float32)
     keypoints[..., 2] = 0
     given = torch.from_numpy(np.asarray(boxes, np.float32)[:, :4])

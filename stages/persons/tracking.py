@@ -7,7 +7,6 @@ begins and is given up lose frames; a predicted box and the best pairing keep as
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from pipeline.errors import HarcacheError
 from stages.persons.boxes import overlaps
@@ -75,6 +74,8 @@ def link_persons(boxes: Sequence[np.ndarray], max_persons: int) -> np.ndarray:
 
 def _match(persons: Sequence[_Person], t: int, boxes: np.ndarray) -> dict[int, int]:
     """Return {row of ``boxes``: number of the person} of the pairs that together overlap most."""
+    from scipy.optimize import linear_sum_assignment  # takes half a second to import
+
     expected = np.array([person.expected(t) for person in persons]).reshape(-1, 4)
     last = np.array([person.box for person in persons]).reshape(-1, 4)
     overlap = np.maximum(overlaps(expected, boxes), _STOPPED * overlaps(last, boxes))

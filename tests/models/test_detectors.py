@@ -183,6 +183,20 @@ def test_output_that_is_not_finite_is_an_error_not_an_empty_frame(tmp_path):
         detect(load_detector(PARAMS, tmp_path), make_frames(1))
 
 
+def test_of_boxes_that_overlap_those_are_left_that_torchvision_leaves():
+    from torchvision.ops import nms
+
+    rng = np.random.default_rng(0)
+    for number in range(200):
+        centers = np.repeat(rng.uniform(0, 300, (number // 5, 2)), 3, axis=0)
+        corners = centers + rng.normal(0, 15, centers.shape)
+        scores = np.sort(rng.random(len(corners)))[::-1, None]
+        boxes = np.hstack([corners, corners + rng.uniform(20, 120, corners.shape), scores]).astype(np.float32)
+        rows = torch.from_numpy(boxes)
+        kept = nms(rows[:, :4], rows[:, 4], iou_threshold=0.5)
+        np.testing.assert_array_equal(yolo._suppress(boxes, 0.5), boxes[kept])
+
+
 @pytest.mark.slow  # a fresh process imports torch, Ultralytics and mmpose
 def test_no_network_is_asked_nothing_installed_and_nothing_left_in_the_home_folder(
     weights, tmp_path, tmp_path_factory
@@ -214,6 +228,7 @@ import os
 os.environ.update(HOME={elsewhere!r}, TMPDIR={elsewhere!r}, TORCHINDUCTOR_CACHE_DIR={elsewhere!r})
 check(load_pose_estimator(pose))
 assert not seen, seen
+assert not {{"torchvision", "torch._dynamo", "sympy"}} & set(sys.modules)  # each takes longer than all else
 """
     done = subprocess.run(
         [sys.executable, "-c", script],
