@@ -18,12 +18,12 @@ from cache.codecs import encode_jpeg
 from cache.heatmaps import draw_heatmaps
 from pipeline.video import write_video
 
-__all__ = ["HEATMAP_SIZE", "SIGMA", "Filmed", "make_footage"]
+__all__ = ["HEATMAP_SIZE", "QUALITY", "SIGMA", "Filmed", "make_footage"]
 
 HEATMAP_SIZE, SIGMA = 56, 0.6
 _SIZE = 224
 _FPS = 30
-_QUALITY = 95
+QUALITY = 95
 # x and y of COCO's 17 joints in hundredths of the crop, from nose to ankles, and how far each one swings.
 _FIGURE = [(50, 12), (52, 10), (48, 10), (55, 12), (45, 12), (60, 24), (40, 24), (65, 40), (35, 40)]
 _FIGURE += [(67, 54), (33, 54), (56, 54), (44, 54), (57, 74), (43, 74), (58, 93), (42, 93)]
@@ -46,7 +46,7 @@ class Filmed:
 def make_footage(folder: Path, clips: int, frames: int) -> list[Filmed]:
     """Film ``clips`` of ``frames`` frames each into ``folder``: videos, rgb.zarr and heatmaps.zarr."""
     arrays = {
-        "rgb.zarr": [ArraySpec("frames", (_SIZE, _SIZE, 3), "uint8", "jpeg", _QUALITY)],
+        "rgb.zarr": [ArraySpec("frames", (_SIZE, _SIZE, 3), "uint8", "jpeg", QUALITY)],
         "heatmaps.zarr": [
             ArraySpec("volume", (17, HEATMAP_SIZE, HEATMAP_SIZE), "uint8", "blosc"),
             ArraySpec("keypoints", (1, 17, 3), "float16", "blosc"),
@@ -84,7 +84,7 @@ def _film(folder: Path, number: int, frames: int, writers: Mapping[str, ShardWri
     video = folder / f"{number}.mp4"
     write_video(video, images, _FPS)
     encode = Blosc("lz4", clevel=5, shuffle=Blosc.NOSHUFFLE).encode
-    jpegs = [encode_jpeg(image, _QUALITY) for image in images]
+    jpegs = [encode_jpeg(image, QUALITY) for image in images]
     return Filmed(f"clip{number}", video, keypoints, jpegs, [encode(row) for row in volume])
 
 

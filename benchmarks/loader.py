@@ -29,6 +29,7 @@ _OPTIONAL = {"litdata": rivals.litdata_way, "webdataset": rivals.webdataset_way}
 
 _RATIOS = [
     ("released", "harcache_1", "at least 10"),
+    ("released", "limit", "what is in reach"),
     ("harcache_1", "limit", "at most 1.25"),
     ("harcache_1", "harcache_loader", "two processes; at least 1.8"),
     ("harcache_1", "harcache_2", "two threads"),
@@ -46,8 +47,9 @@ def measure(clips: int = 24, rounds: int = 7) -> dict[str, Any]:
     """Film ``clips`` of 96 frames and time every way to read samples of them: medians of ``rounds``.
 
     Returns ``ms_per_sample`` of each way, None where its package is missing; ``also_ms_per_sample``: the
-    limit in two processes at once, RGB and keypoints instead of heatmaps by one thread, and what ``prepare``
-    adds on the GPU, or on one thread where there is none; and ``bytes`` of an average row.
+    limit in two processes at once; that of the frames alone, as they are, of one colour, and in 4:2:0; RGB
+    and keypoints instead of heatmaps by one thread; and what ``prepare`` adds on the GPU, or on one thread
+    where there is none. And ``bytes`` of an average row.
     """
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -104,9 +106,15 @@ def _compared(folder: Path, filmed: Sequence[Filmed]) -> _Ways:
 
 def _others(folder: Path, filmed: Sequence[Filmed]) -> _Ways:
     make = partial(_dataset, folder, filmed)
-    limit = rivals.limit(filmed, make(), _EPOCH, _BATCH)
+
+    def limit(clips: Sequence[Filmed]) -> Callable[[], object]:
+        return rivals.limit(clips, make(), _EPOCH, _BATCH)
+
     return {
-        "limit_2_processes": (rivals.twice_at_once(limit), 2 * _EPOCH),
+        "limit_2_processes": (rivals.twice_at_once(limit(filmed)), 2 * _EPOCH),
+        "limit_rgb": (limit(rivals.frames_alone(filmed)), _EPOCH),
+        "limit_rgb_flat": (limit(rivals.frames_alone(filmed, rivals.without_detail)), _EPOCH),
+        "limit_rgb_420": (limit(rivals.frames_alone(filmed, rivals.with_half_chroma)), _EPOCH),
         "keypoints_1": (rivals.in_threads(make("keypoints"), 1, _EPOCH, _BATCH), _EPOCH),
         "prepare": (_prepare(make()), _BATCH),
         "prepare_keypoints": (_prepare(make("keypoints")), _BATCH),

@@ -7,29 +7,34 @@ prepare what they need and return the call to be timed.
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import simplejpeg
 import torch
 import zarr
 from numcodecs import blosc
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.footage import HEATMAP_SIZE, SIGMA, Filmed
-from cache.codecs import decode_jpeg
+from benchmarks.footage import HEATMAP_SIZE, QUALITY, SIGMA, Filmed
+from cache.codecs import decode_jpeg, encode_jpeg
 from cache.sampling import uniform_sample_train
 from cache.streaming import ClipDataset
 
 __all__ = [
     "Released",
+    "frames_alone",
     "in_threads",
     "limit",
     "litdata_way",
     "released",
     "twice_at_once",
     "webdataset_way",
+    "with_half_chroma",
+    "without_detail",
     "zarr_python",
 ]
 
@@ -41,7 +46,10 @@ Call = Callable[[], object]
 
 
 def limit(filmed: Sequence[Filmed], dataset: ClipDataset, samples: int, batch_size: int) -> Call:
-    """Decode the bytes of the rows, which lie in memory, into an allocated batch: what no loader can beat."""
+    """Decode the bytes of the rows, which lie in memory, into an allocated batch: what no loader can beat.
+
+    ``filmed`` without heatmaps: the frames alone.
+    """
     drawn = [(filmed[n % len(filmed)], dataset.draw(n % len(dataset), 0)[0].tolist()) for n in range(samples)]
     batch = {name: value.numpy() for name, value in dataset.allocate(batch_size).items()}
 
@@ -50,10 +58,28 @@ def limit(filmed: Sequence[Filmed], dataset: ClipDataset, samples: int, batch_si
             place = number % batch_size
             for row, out in zip(rows[::_EVERY], batch["rgb"][place], strict=True):
                 decode_jpeg(clip.jpegs[row], out)
-            for row, out in zip(rows, batch["heatmaps"][place], strict=True):
-                blosc.decompress(clip.heatmaps[row], out)
+            if clip.heatmaps:
+                for row, out in zip(rows, batch["heatmaps"][place], strict=True):
+                    blosc.decompress(clip.heatmaps[row], out)
 
     return call
+
+
+def frames_alone(
+    filmed: Sequence[Filmed], recode: Callable[[bytes], bytes] = lambda jpeg: jpeg
+) -> list[Filmed]:
+    """Return the clips without their heatmaps, each frame changed by ``recode``."""
+    return [replace(clip, heatmaps=[], jpegs=[recode(jpeg) for jpeg in clip.jpegs]) for clip in filmed]
+
+
+def with_half_chroma(jpeg: bytes) -> bytes:
+    """Encode a frame again in 4:2:0, as most JPEG files are; the stores keep chroma whole."""
+    return simplejpeg.encode_jpeg(simplejpeg.decode_jpeg(jpeg), quality=QUALITY, colorsubsampling="420")
+
+
+def without_detail(jpeg: bytes) -> bytes:
+    """Encode a frame of one colour instead: what is left to decode are its blocks, and next to no symbols."""
+    return encode_jpeg(np.full_like(simplejpeg.decode_jpeg(jpeg), 128), QUALITY)
 
 
 def twice_at_once(call: Call) -> Call:

@@ -269,7 +269,7 @@ class ClipLoader:
 
     Raises:
         HarcacheError: ``batch_size`` is no multiple of ``ranks``. What fails in a process, ``next`` raises;
-            it raises HarcacheError too when a process was killed.
+            it raises HarcacheError too when a process was killed, or /dev/shm has no room for their locks.
     """
 
     def __init__(
@@ -430,8 +430,14 @@ class ClipLoader:
         batch, pinned = self._dataset.allocate(self._batch_size // self._ranks), self._device.type == "cuda"
         self._slots = [_Slot(batch, pinned) for _ in range(self._prefetch + 2)]
         arrays = [slot.arrays for slot in self._slots]
-        # Forked, so that the dataset and the slots are theirs without a copy.
-        return ProcessPoolExecutor(self._workers, get_context("fork"), _adopt, (self._dataset, arrays))
+        try:
+            # Forked, so that the dataset and the slots are theirs without a copy.
+            return ProcessPoolExecutor(self._workers, get_context("fork"), _adopt, (self._dataset, arrays))
+        except OSError as error:
+            raise HarcacheError(
+                f"no process that decodes batches can be started ({error.strerror}): their locks take 64 KiB "
+                "of /dev/shm; make room there, or start the container with --shm-size=1m or more"
+            ) from error
 
     def _finish(self, started: "_Started") -> Batch:
         done, slot = [future.result() for future in started.futures], started.slot

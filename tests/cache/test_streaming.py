@@ -1,5 +1,6 @@
 """Promises of cache.streaming: the right rows, the same batches whoever reads them, and exact resumption."""
 
+import errno
 import itertools
 import os
 import pickle
@@ -360,6 +361,17 @@ def test_a_killed_process_ends_training_instead_of_hanging_it(stores):
     # The rest of the epoch, then a whole one.
     assert list(loader)
     assert len(list(loader)) == len(loader)
+
+
+def test_a_full_dev_shm_is_told_of(stores, monkeypatch):
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", no_room)
+    with pytest.raises(
+        HarcacheError, match=r"No space left on device.*: their locks take 64 KiB of /dev/shm"
+    ):
+        next(iter(ClipLoader(make(stores), 2)))
 
 
 def test_no_process_outlives_a_killed_training(tmp_path, stores):
