@@ -186,7 +186,11 @@ def dataset_lock(folder: Path) -> Iterator[None]:
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
         file.write(f"process {os.getpid()} on {socket.gethostname()} ({command})\n")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            # Closing is not enough: a process that was forked meanwhile, such as a loader's, has it open too.
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def record_path(record_dir: Path, part: int) -> Path:

@@ -236,3 +236,23 @@ def test_a_second_process_is_told_who_holds_the_lock_and_a_dead_one_holds_none(t
         assert f"process {os.getpid()} on" in (tmp_path / ".lock").read_text()
     with dataset_lock(tmp_path):
         pass
+
+
+def test_a_process_that_was_forked_while_it_was_held_does_not_hold_the_lock(tmp_path: Path) -> None:
+    # It inherits the open file, as a loader's processes do.
+    with dataset_lock(tmp_path):
+        file = next(fd for fd in os.listdir("/proc/self/fd") if _target(fd) == str(tmp_path / ".lock"))
+        child = subprocess.Popen(["sleep", "60"], pass_fds=[int(file)])
+    try:
+        with dataset_lock(tmp_path):
+            assert child.poll() is None
+    finally:
+        child.kill()
+        child.wait()
+
+
+def _target(fd: str) -> str | None:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return None
