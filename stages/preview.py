@@ -22,7 +22,7 @@ from pipeline.params import DatasetParams, SampleParams
 from pipeline.progress import notice, progress
 from pipeline.video import read_frames, write_video
 from stages.caches import Read, sources_of
-from stages.crop import Crop, read_crops
+from stages.crop import WHOLE_IMAGE, Crop, read_crops
 from stages.pictures.montage import PANEL, Scene, picture, video_frames
 from stages.workspace import Workspace
 
@@ -236,11 +236,16 @@ def _title(clip: Clip, shelf: _Shelf, crop: Crop | None, answer: _Answer | None)
     second = f"{clip.frames} frames of {clip.width} x {clip.height}"
     if crop is not None:
         x1, y1, x2, y2 = crop.box
-        second += f"; crop {x2 - x1} x {y2 - y1} around {crop.source}"
+        reason = crop.source.removeprefix(f"{WHOLE_IMAGE}: ")
+        around = (
+            f"{x2 - x1} x {y2 - y1} around {reason}" if reason == crop.source else f"all of it ({reason})"
+        )
+        second += f"; crop: {around}"
         second += f"; flags: {', '.join(crop.flags)}" if crop.flags else ""
     title = [first, second]
     if answer is not None and shelf.network is not None:
-        said = "   ".join(f"{other} {share:.1%}" for other, share in answer.classes)
+        # A line is not broken within a class's name.
+        said = "   ".join(f"{other} {share:.1%}".replace(" ", "\u00a0") for other, share in answer.classes)
         title.append(f"{shelf.network.trained.kind} says: {said}")
     return title
 

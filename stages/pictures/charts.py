@@ -21,21 +21,23 @@ _MARK = 2.5  # radius of a point
 def histogram(values: Sequence[float] | np.ndarray, label: str, of: str) -> Markup:
     """Return bars that say how many of ``of`` (such as "clips") have which ``label``, "length in frames".
 
-    ``values`` are finite; small whole numbers get a bar each, others 24 bars of one width.
+    ``values`` are finite, and get at most 24 bars of one width; of whole numbers each bar has equally many,
+    since some would else be higher for having one more.
     """
     numbers = np.asarray(values, dtype=np.float64)
     low, high = (float(numbers.min()), float(numbers.max())) if len(numbers) else (0.0, 1.0)
-    whole = bool((numbers == numbers.round()).all()) and high - low < _BINS
-    edges = np.arange(low - 0.5, high + 1.5) if whole else np.linspace(low, max(high, low + 1e-6), _BINS + 1)
+    whole = bool((numbers == numbers.round()).all())
+    each = math.ceil((high - low + 1) / _BINS)
+    equal = np.linspace(low, max(high, low + 1e-6), _BINS + 1)
+    edges = np.arange(low - 0.5, high + each, each) if whole else equal
     counts, _ = np.histogram(numbers, edges)
     svg, area = _frame(f"{label}: {len(numbers)} {of}")
     peak = max(int(counts.max()), 1)
     step = area.width / len(counts)
     for number, count in enumerate(counts.tolist()):
         height = area.height * count / peak
-        span = (
-            f"{edges[number] + 0.5:g}" if whole else f"{_short(edges[number])} to {_short(edges[number + 1])}"
-        )
+        first, last = edges[number] + whole / 2, edges[number + 1] - whole / 2
+        span = f"{first:g}" if first == last else f"{_short(first)} to {_short(last)}"
         bar = _add(
             svg,
             "rect",
@@ -44,7 +46,7 @@ def histogram(values: Sequence[float] | np.ndarray, label: str, of: str) -> Mark
             height=height,
         )
         _add(bar, "title", {}).text = f"{span}: {count} {of}"
-    shown = ((edges[:-1] + edges[1:]) / 2 if whole else edges).tolist()
+    shown = (edges[:-1] + 0.5 if whole else edges).tolist()
     for number in sorted({0, len(shown) // 2, len(shown) - 1}):
         x = area.left + (number + (0.5 if whole else 0)) * step
         _text(svg, x, area.bottom + 15, _short(shown[number]), "end" if x > area.right - 9 else "middle")
