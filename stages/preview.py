@@ -240,7 +240,7 @@ def _title(clip: Clip, shelf: _Shelf, crop: Crop | None, answer: _Answer | None)
         around = (
             f"{x2 - x1} x {y2 - y1} around {reason}" if reason == crop.source else f"all of it ({reason})"
         )
-        second += f"; crop: {around}"
+        second += f"; crop {around}"
         second += f"; flags: {', '.join(crop.flags)}" if crop.flags else ""
     title = [first, second]
     if answer is not None and shelf.network is not None:

@@ -1,10 +1,12 @@
 """Videos that were filmed, of three sizes, three containers and several persons, through every stage."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,8 +22,8 @@ from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
 from pipeline.outcomes import Counts
 from pipeline.params import DatasetParams, FramesParams, HeatmapParams, IndexParams, RgbParams, load_params
-from pipeline.video import read_frames, write_video
-from stages import crop, detect, heatmap, index, pose, rgb
+from pipeline.video import probe, read_frames, write_video
+from stages import crop, detect, heatmap, index, pose, preview, rgb
 from stages.building import inputs_from, parts_of
 from stages.crop import read_crops
 from stages.rgb import crop_frame
@@ -116,6 +118,22 @@ def test_a_stored_frame_is_the_crop_of_the_decoded_one(filmed: Workspace) -> Non
         decoded = next(islice(read_frames(filmed.videos / clip.video, 0, clip.frames), last, None))
         expected = crop_frame(decoded, read_crops(filmed.crops)[clip.id].box, 112)
         assert np.abs(store.frames(clip.id)[-1] - expected.astype(float)).mean() < 4, clip.id
+
+
+@pytest.mark.slow
+def test_a_preview_of_a_filmed_clip_shows_its_video_crops_and_heatmaps(
+    filmed: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips = ["S001C001P001R001A001_rgb", "room"]
+    preview.run(clips, _params(), filmed, preview.Options(tmp_path, columns=3), "cpu", as_json=True)
+    made = json.loads(capsys.readouterr().out)["previews"]
+    assert [(one["clip"], one["missing"]) for one in made] == [(clip, []) for clip in clips]
+    for one in made:
+        assert probe(Path(one["video"])).frames == 16
+        height, width, _ = cv2.imread(one["picture"]).shape
+        # Below the text a row of the video, and one each of crops and heatmaps, which are square.
+        column = (width - 2 * 4) / 3
+        assert height > 2 * column + column * 9 / 16
 
 
 def _few_frames(folder: Path) -> Iterator[np.ndarray]:
