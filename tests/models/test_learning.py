@@ -83,14 +83,17 @@ def relative_error(found, wanted):
 def test_sixteen_clips_are_learnt_to_the_last(name):
     network = NETWORKS[name]()
     optimiser = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(80):
-        optimiser.zero_grad()
-        loss_of(network).backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 40)
-        optimiser.step()
-    with torch.no_grad():
-        predicted = sum(heads_of(network.eval())).argmax(1)
-    assert (predicted == demo_clips()[2]).all()
+    for _ in range(8):
+        for _ in range(10):
+            optimiser.zero_grad()
+            loss_of(network.train()).backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 40)
+            optimiser.step()
+        with torch.no_grad():
+            predicted = sum(heads_of(network.eval())).argmax(1)
+        if (predicted == demo_clips()[2]).all():
+            return
+    pytest.fail(f"after 80 steps it takes {demo_clips()[2].tolist()} for {predicted.tolist()}")
 
 
 @every_network
