@@ -7,6 +7,7 @@ and hold a digest of every table that the stage wrote, since DVC moves them toge
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 _COLUMNS = ("id", "status", "reason")
+_TABLE = re.compile(r"(failures/)?\w+\.csv")
 
 
 class Ended(Protocol):
@@ -113,9 +115,13 @@ def _read_counts(path: Path) -> dict[str, Any]:
         values.pop("digest", None)
         if not {"ok", "skipped", "failed"} <= values.keys() or text != _counts_text(values):
             raise ValueError("it does not match its digest")
+        # What is named here is removed when it does not fit.
+        for name, (size, digest) in values.get("tables", {}).items():
+            if not (_TABLE.fullmatch(name) and isinstance(size, int) and isinstance(digest, str)):
+                raise ValueError(f"it names '{name}', which is no table of a stage")
     except FileNotFoundError:
         raise HarcacheError(f"{path} is missing; run the stage of that name, which writes it") from None
-    except (ValueError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise HarcacheError(f"{path} is damaged ({error}); run the stage of that name again") from error
     return values
 

@@ -79,6 +79,10 @@ class Record:
         if text != _sealed(text.rpartition(_SEAL)[0]):
             raise ValueError("it does not match its digest")
         files = tuple((str(name), int(size), str(digest)) for name, size, digest in values["files"])
+        for name, _, _ in files:
+            # The files of a part are removed with it.
+            if name.startswith("/") or ".." in name.split("/"):
+                raise ValueError(f"file '{name}' may lie outside of the cache")
         return cls(int(values["part"]), tuple(Outcome(**one) for one in values["outcomes"]), files)
 
 

@@ -153,6 +153,13 @@ def test_a_damaged_record_fails_and_is_named(tmp_path: Path, old: str, new: str,
         read_records(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../notes.txt", "frames/../../notes.txt"])
+def test_a_record_of_files_outside_of_its_cache_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "part-00003.json").write_text(Record(3, OUTCOMES, ((name, 5, "ab"),)).to_json())
+    with pytest.raises(HarcacheError, match="may lie outside of the cache"):
+        read_records(tmp_path)
+
+
 @settings(max_examples=200)
 @given(place=st.integers(0), damage=st.sampled_from(["flip", "cut"]))
 def test_no_bit_of_a_record_changes_unseen(place: int, damage: str) -> None:
