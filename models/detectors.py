@@ -4,6 +4,7 @@ Frames go through the bare networks in batches; what the rest of the program see
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -48,13 +49,13 @@ class _Yolo:
             nms_iou=params.nms_iou,
             limit=params.max_persons,
         )
-        self.batch = self._network.batch
+        self.batch, self.memory = self._network.batch, self._network.memory
 
     def prepare(self, frame: np.ndarray, boxes: np.ndarray) -> list[Image]:
         return [self._network.prepare(frame)]
 
-    def start(self, images: Sequence[Image]) -> Finish:
-        finish = self._network.start(images)
+    def start(self, pixels: np.ndarray, images: Sequence[Image]) -> Finish:
+        finish = self._network.start(pixels, [image.place for image in images])
 
         def boxes() -> tuple[Sequence[np.ndarray | HarcacheError], float]:
             found, seconds = finish()
@@ -93,17 +94,20 @@ class _FasterRcnn:
         self._params = params
         self._device = device
 
-    def prepare(self, frame: np.ndarray, boxes: np.ndarray) -> list[Image]:
-        return [Image(frame, None)]
+    def memory(self, shape: tuple[int, ...]) -> np.ndarray:
+        return np.empty((self.batch, *shape), np.uint8)
 
-    def start(self, images: Sequence[Image]) -> Finish:
+    def prepare(self, frame: np.ndarray, boxes: np.ndarray) -> list[Image]:
+        return [Image(frame.shape, partial(np.copyto, src=frame), None)]
+
+    def start(self, pixels: np.ndarray, images: Sequence[Image]) -> Finish:
         """Find the persons at once: how many there are decides what comes next, so a device is waited for."""
         begun = perf_counter()
-        blank = [np.zeros_like(images[0].pixels)] * (self.batch - len(images))
+        pixels[len(images) :] = 0
         with repeatable(self._params.precision):
-            frames = [torch.from_numpy(frame) for frame in [*(image.pixels for image in images), *blank]]
-            pixels = [frame.to(self._device).permute(2, 0, 1).float() / 255 for frame in frames]
-            found = [self._persons(result) for result in self._network(pixels)[: len(images)]]
+            frames = torch.from_numpy(pixels).to(self._device)
+            results = self._network([frame.permute(2, 0, 1).float() / 255 for frame in frames])
+            found = [self._persons(result) for result in results[: len(images)]]
         seconds = perf_counter() - begun
         return lambda: (found, seconds)
 

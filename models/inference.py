@@ -5,7 +5,7 @@ kernels round differently: so a clip's result does not depend on what shares its
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
@@ -92,23 +92,31 @@ class BatchRunner:
         self._batch = batch
         self._precision: Precision = precision
         self._device = torch.device(device)
+        self._on_gpu = self._device.type == "cuda"
         self._recorded: dict[torch.Size, _Recorded] = {}
 
-    def start(self, images: Sequence[np.ndarray]) -> Callable[[], tuple[Outputs, float]]:
-        """Start on images of one shape; the function that this returns waits.
+    def memory(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return uint8 memory for a batch, (batch, *shape), that a GPU reads while the caller goes on."""
+        whole = (self._batch, *shape)
+        if not self._on_gpu:
+            return np.empty(whole, np.uint8)
+        with torch.cuda.device(self._device):
+            return torch.empty(whole, dtype=torch.uint8, pin_memory=True).numpy()
 
-        It gives the outputs, on the CPU and cut to the images, and the seconds that the device worked.
+    def start(self, pixels: np.ndarray, images: int) -> Callable[[], tuple[Outputs, float]]:
+        """Start on the first ``images`` of a batch in `memory`; the function that this returns waits.
+
+        It gives the outputs, on the CPU and cut to the images, and the seconds that the device worked. Until
+        then ``pixels`` may not change.
         """
-        on_gpu = self._device.type == "cuda"
-        pixels = torch.empty((self._batch, *images[0].shape), dtype=torch.uint8, pin_memory=on_gpu)
-        _fill(pixels, images)
-        run = self._start_on_gpu if on_gpu else self._run_on_cpu
+        pixels[images:] = 0
+        run = self._start_on_gpu if self._on_gpu else self._run_on_cpu
         with repeatable(self._precision):
-            finish = run(pixels)
+            finish = run(torch.from_numpy(pixels))
 
         def finished() -> tuple[Outputs, float]:
             outputs, seconds = finish()
-            return tuple(output[: len(images)] for output in outputs), seconds
+            return tuple(output[:images] for output in outputs), seconds
 
         return finished
 
@@ -147,18 +155,6 @@ class BatchRunner:
                 self.record = False
                 return self._network(pixels)
         return self._recorded[pixels.shape](pixels)
-
-
-def _fill(pixels: Tensor, images: Sequence[np.ndarray]) -> None:
-    """Copy the images into the batch, blank after them.
-
-    As plain bytes: other ways let go of Python's lock at each image and queue for it behind every thread that
-    decodes.
-    """
-    flat, size = pixels.numpy().data.cast("B"), images[0].nbytes
-    for number, image in enumerate(images):
-        flat[number * size : (number + 1) * size] = np.ascontiguousarray(image).data.cast("B")
-    pixels[len(images) :] = 0
 
 
 class _Recorded:

@@ -5,8 +5,8 @@ frames share a batch, and a whole batch is decoded at once. In float32 the resul
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -78,12 +78,13 @@ class _TopDown:
         self._model.to(device, memory_format=torch.channels_last)
         self._mirrored = torch.tensor(COCO_MIRRORED, device=device)
         self._runner = BatchRunner(self._heatmaps, self._reduce, self.batch, params.precision, device)
+        self.memory = self._runner.memory
 
     def prepare(self, frame: np.ndarray, boxes: np.ndarray) -> list[Image]:
         return self._crop.images(frame, boxes)
 
-    def start(self, images: Sequence[Image]) -> Finish:
-        outputs = self._runner.start([image.pixels for image in images])
+    def start(self, pixels: np.ndarray, images: Sequence[Image]) -> Finish:
+        outputs = self._runner.start(pixels, len(images))
 
         def finish() -> tuple[Sequence[np.ndarray | HarcacheError], float]:
             (finite, *reduced), seconds = outputs()
@@ -125,20 +126,19 @@ class _TopDown:
 class _OtherTopDown(_TopDown):
     """Any other top-down network of mmpose (SimCC, regression): its head decodes, and the device waits."""
 
-    def start(self, images: Sequence[Image]) -> Finish:
+    def start(self, pixels: np.ndarray, images: Sequence[Image]) -> Finish:
         """Find keypoints at once: heads decode on the CPU, each in its own way."""
         from mmpose.structures import PoseDataSample
 
         begun = perf_counter()
-        batch = np.zeros((self.batch, *images[0].pixels.shape), np.uint8)
-        batch[: len(images)] = [image.pixels for image in images]
+        pixels[len(images) :] = 0
         about = {"flip_indices": list(COCO_MIRRORED), "input_size": self._crop.size}
         test = {**self._model.test_cfg, "flip_test": self._flip_test}
         with repeatable(self._precision):
-            pixels = self._pixels(torch.from_numpy(batch).to(self._mirrored.device))
-            features = self._model.extract_feat(pixels)
+            crops = self._pixels(torch.from_numpy(pixels).to(self._mirrored.device))
+            features = self._model.extract_feat(crops)
             if self._flip_test:
-                features = [features, self._model.extract_feat(pixels.flip(-1))]
+                features = [features, self._model.extract_feat(crops.flip(-1))]
             samples = [PoseDataSample(metainfo=about)] * self.batch
             found = self._model.head.predict(features, samples, test_cfg=test)[: len(images)]
         keypoints = np.concatenate([np.asarray(one.keypoints) for one in found])
@@ -181,13 +181,18 @@ class _Crop:
         width, height = scale[:, :1], scale[:, 1:]
         ratio = self.size[0] / self.size[1]
         scale = np.hstack([np.maximum(width, height * ratio), np.maximum(height, width / ratio)])
+        shape = (self.size[1], self.size[0], 3)
         return [
             Image(
-                cv2.warpAffine(frame, self.matrix(c, s, 0.0, self.size), self.size, flags=cv2.INTER_LINEAR),
+                shape,
+                partial(self._draw, frame, self.matrix(c, s, 0.0, self.size)),
                 np.stack([c - 0.5 * s, s]),
             )
             for c, s in zip(center, scale, strict=True)
         ]
+
+    def _draw(self, frame: np.ndarray, matrix: np.ndarray, image: np.ndarray) -> None:
+        cv2.warpAffine(frame, matrix, self.size, dst=image, flags=cv2.INTER_LINEAR)
 
 
 class _YoloPose:
@@ -205,7 +210,7 @@ class _YoloPose:
             nms_iou=_YOLO_NMS_IOU,
             limit=_YOLO_PERSONS,
         )
-        self.batch = self._network.batch
+        self.batch, self.memory = self._network.batch, self._network.memory
         if self._network.keypoint_shape is None or tuple(self._network.keypoint_shape) != (_KEYPOINTS, 3):
             raise HarcacheError(
                 f"{weights}: finds no 17 keypoints with scores; use pose weights such as 'yolo11n-pose.pt'"
@@ -214,10 +219,10 @@ class _YoloPose:
     def prepare(self, frame: np.ndarray, boxes: np.ndarray) -> list[Image]:
         _check_boxes(boxes)
         image = self._network.prepare(frame)
-        return [Image(image.pixels, (image.place, boxes))] if len(boxes) else []
+        return [replace(image, place=(image.place, boxes))] if len(boxes) else []
 
-    def start(self, images: Sequence[Image]) -> Finish:
-        finish = self._network.start([Image(image.pixels, image.place[0]) for image in images])
+    def start(self, pixels: np.ndarray, images: Sequence[Image]) -> Finish:
+        finish = self._network.start(pixels, [image.place[0] for image in images])
 
         def matched() -> tuple[Sequence[np.ndarray | HarcacheError], float]:
             found, seconds = finish()

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,26 +89,28 @@ class YoloNetwork:
         self._network = model.to(device, memory_format=torch.channels_last)
         self._anchors: dict[torch.Size, tuple[Tensor, Tensor]] = {}
         self._runner = BatchRunner(self._run, self._best, self.batch, precision, device)
+        self.memory = self._runner.memory
 
     def prepare(self, frame: np.ndarray) -> Image:
         """Scale a frame, (H, W, 3) uint8 RGB, into the network's input."""
         letterbox = _Letterbox.fit(frame.shape[:2], self._image_size, self._stride)
-        return Image(letterbox.image(frame), letterbox)
+        shape = (letterbox.input_height, letterbox.input_width, 3)
+        return Image(shape, partial(letterbox.draw, frame), letterbox)
 
-    def start(self, images: Sequence[Image]) -> Finish:
-        """Start to find the persons in frames.
+    def start(self, pixels: np.ndarray, places: "Sequence[_Letterbox]") -> Finish:
+        """Start to find the persons in frames that were drawn into ``pixels``.
 
         Each one's result is (n, 5 + 3 K) float32, best score first: x1 y1 x2 y2 in pixels within the frame,
         score, then x y score of K keypoints (none for a detector).
         """
-        outputs = self._runner.start([image.pixels for image in images])
+        outputs = self._runner.start(pixels, len(places))
 
         def finish() -> tuple[Sequence[np.ndarray | HarcacheError], float]:
             (rows, counts, finite), seconds = outputs()
-            found = zip(rows, counts.tolist(), finite.tolist(), images, strict=True)
+            found = zip(rows.numpy(), counts.tolist(), finite.tolist(), places, strict=True)
             return [
-                self._persons(candidates[:count], image.place) if sound else self._error
-                for candidates, count, sound, image in found
+                self._persons(candidates[:count], place) if sound else self._error
+                for candidates, count, sound, place in found
             ], seconds
 
         return finish
@@ -131,8 +134,8 @@ class YoloNetwork:
         rows = torch.cat([torch.stack([*corners, scores], dim=-1), keypoints.transpose(1, 2)], dim=2)
         return rows, (scores >= self._score).sum(1), output.isfinite().flatten(1).all(1)
 
-    def _persons(self, candidates: Tensor, letterbox: "_Letterbox") -> np.ndarray:
-        return letterbox.undo(_suppress(candidates.numpy(), self._nms_iou))[: self._limit]
+    def _persons(self, candidates: np.ndarray, letterbox: "_Letterbox") -> np.ndarray:
+        return letterbox.undo(_suppress(candidates, self._nms_iou))[: self._limit]
 
 
 def _suppress(rows: np.ndarray, nms_iou: float) -> np.ndarray:
@@ -175,12 +178,11 @@ class _Letterbox:
             input_width=width + border_x,
         )
 
-    def image(self, frame: np.ndarray) -> np.ndarray:
-        """Return the frame as (input_height, input_width, 3) uint8."""
-        image = np.full((self.input_height, self.input_width, 3), _GREY, np.uint8)
+    def draw(self, frame: np.ndarray, image: np.ndarray) -> None:
+        """Draw the frame into ``image``, (input_height, input_width, 3) uint8."""
+        image[:] = _GREY
         inside = image[self.top : self.top + self.height, self.left : self.left + self.width]
-        inside[:] = cv2.resize(frame, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
-        return image
+        cv2.resize(frame, (self.width, self.height), dst=inside, interpolation=cv2.INTER_LINEAR)
 
     def undo(self, persons: np.ndarray) -> np.ndarray:
         """Bring boxes and keypoints into the frame's pixels, in place; boxes are cut at its border."""

@@ -1,6 +1,7 @@
 """Clips of a unit share one network: each is read once, fails alone, and its time is told."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,14 @@ class _Brightness:
 
     batch = 4
 
-    def prepare(self, frame: np.ndarray, boxes: np.ndarray) -> list[Image]:
-        return [Image(frame, None)]
+    def memory(self, shape: tuple[int, ...]) -> np.ndarray:
+        return np.empty((self.batch, *shape), np.uint8)
 
-    def start(self, images: Sequence[Image]) -> Finish:
-        boxes = [np.array([[0, 0, image.pixels.max(), 1, 1]], np.float32) for image in images]
+    def prepare(self, frame: np.ndarray, boxes: np.ndarray) -> list[Image]:
+        return [Image(frame.shape, partial(np.copyto, src=frame), None)]
+
+    def start(self, pixels: np.ndarray, images: Sequence[Image]) -> Finish:
+        boxes = [np.array([[0, 0, frame.max(), 1, 1]], np.float32) for frame in pixels[: len(images)]]
         return lambda: (boxes, 0.01)
 
 
@@ -102,7 +106,7 @@ def test_what_a_network_can_say_nothing_of_fails_its_clip(
     filmed: Workspace, params: DatasetParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Unsure(_Brightness):
-        def start(self, images: Sequence[Image]) -> Finish:
+        def start(self, pixels: np.ndarray, images: Sequence[Image]) -> Finish:
             return lambda: ([HarcacheError("the output is not finite")] * len(images), 0.0)
 
     monkeypatch.setattr(extraction, "_network", lambda *_: Unsure())
