@@ -19,7 +19,7 @@ from torch import Tensor
 
 from models import mmcv_stub
 from models.batching import Finish, Image, Network
-from models.inference import BatchRunner, not_finite, repeatable, run_in
+from models.inference import BatchRunner, not_finite, quicken, repeatable, run_in
 from models.weights import find_config, find_weights, load_tensors
 from models.yolo import YoloNetwork
 from pipeline.errors import HarcacheError
@@ -75,6 +75,7 @@ class _TopDown:
         run_in(params.precision, self._model.backbone)
         for part in (self._model.neck, self._model.head) if self._model.with_neck else (self._model.head,):
             run_in("float32", part)
+        quicken(self._model, device)
         self._model.to(device, memory_format=torch.channels_last)
         self._mirrored = torch.tensor(COCO_MIRRORED, device=device)
         self._runner = BatchRunner(self._heatmaps, self._reduce, self.batch, params.precision, device)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from models.batching import Finish, Image
-from models.inference import BatchRunner, not_finite, run_in
+from models.inference import BatchRunner, not_finite, quicken, run_in
 from models.weights import load_tensors
 from pipeline.errors import HarcacheError
 from pipeline.params import Precision
@@ -31,7 +31,7 @@ __all__ = ["YoloNetwork", "prepare_ultralytics", "save_yolo"]
 _FORMAT = "harcache-yolo-1"
 # The library calls whatever function a model's description names, so a file may name only these.
 _LAYERS = {"Conv", "C2f", "SPPF", "Concat", "Detect", "Pose", "nn.Upsample"}
-_CPU_BATCH, _GPU_BATCH = 8, 32  # frames; blanks that fill a batch cost time on a CPU
+_CPU_BATCH, _GPU_BATCH = 4, 32  # frames; more at a time leave a CPU's cache
 _CANDIDATES = 4096  # a frame; the best of some ten thousand, far more than persons are
 _GREY = 114  # what Ultralytics fills the border with, in training too
 
@@ -86,6 +86,7 @@ class YoloNetwork:
         for layer in model.model[:-1]:
             run_in(precision, layer)
         run_in("float32", head)
+        quicken(model, device)
         self._network = model.to(device, memory_format=torch.channels_last)
         self._anchors: dict[torch.Size, tuple[Tensor, Tensor]] = {}
         self._runner = BatchRunner(self._run, self._best, self.batch, precision, device)
