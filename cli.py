@@ -243,7 +243,7 @@ for _name, _text in _STAGES.items():
 @main.command()
 @click.argument("network", type=click.Choice(["pose", "rgb", "epam"]))
 @_stage_options
-@click.option("--compile", "compiled", is_flag=True, help="Compile the network; rounds otherwise.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the network, for a GPU; rounds otherwise.")
 @click.option("--save-every", type=click.FloatRange(0), default=60, help="Seconds between states on disk.")
 @click.option("--anew", is_flag=True, help="Start again, whatever state is there.")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files as well.")

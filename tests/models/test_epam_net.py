@@ -82,6 +82,30 @@ def test_the_released_arithmetic_is_kept_at_full_size():
         assert_agree(network.eval()(rgb, heatmaps), plain.eval()(rgb, heatmaps))
 
 
+def kept_for_the_way_back(network):
+    """Return the bytes that a training step at full size keeps until its gradients are known, but weights."""
+    network = network.to("meta")
+    weights = {value.untyped_storage()._cdata for value in network.state_dict().values()}
+    kept = {}
+
+    def keep(x):
+        kept[x.untyped_storage()._cdata] = x.untyped_storage()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        inputs = (
+            torch.empty(1, 3, 16, 224, 224, device="meta"),
+            torch.empty(1, 17, 48, 56, 56, device="meta"),
+        )
+        logits = network(*inputs)
+    assert all(head.requires_grad for head in logits)
+    return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
+
+
+def test_training_keeps_less_in_memory_than_the_released_form():
+    assert kept_for_the_way_back(EPAMNet(60)) < kept_for_the_way_back(EPAMNet3d(60))
+
+
 @pytest.mark.parametrize("attention", ["nested", "spatial_temporal", "none"])
 @pytest.mark.parametrize(("frames", "heatmaps", "side"), [(4, 12, 32), (4, 4, 40), (4, 8, 48)])
 def test_other_sizes_and_frame_ratios_work(attention, frames, heatmaps, side):
