@@ -407,7 +407,7 @@ def test_memory_is_at_most_four_batches_and_none_of_it_in_dev_shm(tmp_path):
         print((most - before) * 1024 / sum(value.nbytes for value in batch.values()))
         print(sum(end - start for start, end in ends))
     """
-    process = _run_program({"rgb": store}, program, clips=[("clip0", 0)] * 256, batch_size=32)
+    process = _run_program({"rgb": store}, program, clips=[("clip0", 0)] * 160, batch_size=32)
     batches, in_dev_shm = process.communicate()[0].split()
     assert 3 < float(batches) <= 4.5
     assert int(in_dev_shm) < 100_000
