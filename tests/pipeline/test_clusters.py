@@ -1,14 +1,18 @@
 """Where workers come from, as far as it can be seen on one machine without GPUs and without SLURM."""
 
+import contextlib
 import os
 import re
 import time
+from collections.abc import Iterator
+from itertools import cycle, islice
 from pathlib import Path
 
 import dask
 import pytest
 import yaml
 
+from pipeline import clusters
 from pipeline.clips import Clip
 from pipeline.clusters import Site, site
 from pipeline.engine import Engine, Report
@@ -36,6 +40,56 @@ def test_there_is_a_process_a_gpu_that_sees_it_alone(monkeypatch: pytest.MonkeyP
     with Engine(device="cuda") as engine:
         reports = engine.run(see_gpu, _units(4), None, "detect")
     assert {report.ok for report in reports} == {5, 7}
+
+
+@pytest.mark.parametrize(
+    ("shown", "gpus"),
+    [
+        (None, ["0", "1", "2"]),
+        ("5, 7", ["5", "7"]),
+        ("GPU-8f2a,MIG-41c0", ["GPU-8f2a", "MIG-41c0"]),
+        ("", []),
+    ],
+)
+@pytest.mark.parametrize("workers", [None, 1, 5])
+def test_workers_of_this_machine_take_turns_at_the_gpus_that_the_command_may_see(
+    shown: str | None, gpus: list[str], workers: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    monkeypatch.setattr("distributed.SpecCluster", lambda **options: options["workers"])
+    devices = clusters._visible_gpus()
+    assert devices == gpus
+    count, cores, memory = clusters._local_workers(workers, len(devices))
+    assert count == (workers or len(gpus) or min(count, cores)) >= 1
+    described = clusters._local_cluster(count, memory // count, devices)
+    options = [described[number]["options"] for number in range(count)]  # type: ignore[index]
+    assert all(one["nthreads"] == 1 and one["memory_limit"] == memory // count for one in options)
+    expected = [{"CUDA_VISIBLE_DEVICES": name} for name in islice(cycle(gpus), count)]
+    assert [one["env"] for one in options if "env" in one] == expected
+    assert [one["resources"] for one in options if "resources" in one] == [{"GPU": 1}] * len(expected)
+
+
+@pytest.mark.parametrize(
+    ("device", "asked"), [("cuda", (None, True)), ("cuda:1", (1, False)), ("cpu", (None, False))]
+)
+def test_a_gpu_that_was_named_has_one_process_and_sees_all(
+    device: str, asked: tuple[int | None, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    @contextlib.contextmanager
+    def connected(count: int | None, address: str | None, gpus: bool) -> Iterator[None]:
+        seen.append((count, gpus))
+        raise HarcacheError("seen")
+        yield
+
+    monkeypatch.setattr("pipeline.engine.connected", connected)
+    with Engine(device=device) as engine, pytest.raises(HarcacheError, match="seen"):
+        engine.run(count_clips, _units(1), None, "detect")
+    assert seen == [asked]
 
 
 def test_a_worker_that_fits_works_in_the_folder_of_the_command(
