@@ -192,7 +192,8 @@ class _Recorded:
                 network(self._input)
         torch.cuda.current_stream().wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # The threads ahead take pinned memory, which would otherwise end a recording in this thread.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._output = network(self._input)
 
     def __call__(self, pixels: Tensor) -> Tensor:
