@@ -241,7 +241,7 @@ for _name, _text in _STAGES.items():
 
 
 @main.command()
-@click.argument("network", type=click.Choice(["pose", "rgb", "epam"]))
+@click.argument("network", type=click.Choice(["pose", "rgb", "epam", "skeleton", "resnet", "amfi"]))
 @_stage_options
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network, for a GPU; rounds otherwise.")
 @click.option("--save-every", type=click.FloatRange(0), default=60, help="Seconds between states on disk.")
@@ -250,7 +250,9 @@ for _name, _text in _STAGES.items():
 def train(
     network: str, compiled: bool, save_every: float, anew: bool, tensorboard: bool, **options: Any
 ) -> None:
-    """Train a NETWORK from the caches: the pose stream, the RGB stream, or EPAM-Net from both.
+    """Train a NETWORK from the caches: EPAM-Net's streams pose and rgb, then epam from both.
+
+    In the same way AMFI-Net's streams skeleton and resnet, then amfi, whose streams stay as they are.
 
     Stopped by whatever, it goes on from its last saved step when it is called again; SIGTERM has it finish
     and save its step first. torchrun and srun start it on several GPUs: see docs/training.md.
@@ -273,19 +275,22 @@ def train(
     type=click.Path(path_type=Path),
     help="Network to measure instead, trained here or released; may be given again.",
 )
+@click.option("--amfi", is_flag=True, help="Measure AMFI-Net and its streams, not EPAM-Net and its.")
 @click.option("--clips", type=click.IntRange(1), help="Samples of each clip to average, such as 10.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for results; with it or --checkpoint or --clips, nothing of dvc.yaml is written.",
+    help="Folder for results; with it or an option above, no other results are written.",
 )
-def evaluate(checkpoints: tuple[Path, ...], clips: int | None, out: Path | None, **options: Any) -> None:
+def evaluate(
+    checkpoints: tuple[Path, ...], amfi: bool, clips: int | None, out: Path | None, **options: Any
+) -> None:
     """Measure the trained networks on the test split, and the stages where the truth is known.
 
     Example: harcache evaluate demo
     """
-    if checkpoints or clips or out:
-        _run("evaluate", checkpoints, clips, out, entry="run_own", **options)
+    if checkpoints or amfi or clips or out:
+        _run("evaluate", checkpoints, clips, out, amfi, entry="run_own", **options)
     else:
         _run("evaluate", **options)
 

@@ -308,7 +308,7 @@ def _write_params(project: Path) -> None:
     params: dict[str, Any] = yaml.safe_load(Path("params.yaml").read_text())
     params["datasets"] = {"demo": params["datasets"]["demo"] | {"index": {"layout": "folder"}}}
     project.mkdir(parents=True, exist_ok=True)
-    (project / "params.yaml").write_text(yaml.safe_dump(params | {"training": {}}))
+    (project / "params.yaml").write_text(yaml.safe_dump(params | {"training": {}, "amfi": {}}))
 
 
 def _touch(path: Path) -> None:

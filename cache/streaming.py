@@ -85,7 +85,8 @@ class ClipDataset(Dataset[Batch]):
 
     - rgb: (rgb_frames, H, W, 3) uint8, at every (clip_len / rgb_frames)-th of the sampled frames
     - heatmaps: (clip_len, K, h, w) uint8, 255 for a certain joint; or, with ``heatmap_source`` "keypoints",
-      keypoints: (clip_len, persons, K, 3) float16, which ``prepare`` draws: for training that moves them
+      keypoints: (clip_len, persons, K, 3) float16, which ``prepare`` draws: for training that moves them;
+      or, with "positions", positions: (clip_len, persons, K, 3) float32, for `cache.skeletons` alone
     - label: int64; index: int64, which of ``clips`` it is; flip: bool, whether ``prepare`` is to mirror it
     - crop: (4,) float32, with ``crop`` alone: x, y, width and height of what ``prepare`` is to draw, 0..1
 
@@ -104,7 +105,7 @@ class ClipDataset(Dataset[Batch]):
         *,
         rgb: Store | None = None,
         heatmaps: Store | None = None,
-        heatmap_source: Literal["volume", "keypoints"] = "volume",
+        heatmap_source: Literal["volume", "keypoints", "positions"] = "volume",
         train: bool,
         seed: int = 0,
         flip: float = 0.5,
@@ -123,7 +124,7 @@ class ClipDataset(Dataset[Batch]):
         if rgb is not None:
             self._arrays["rgb"] = _array(rgb, "frames", self._ids, rgb_positions(clip_len, rgb_frames))
         if heatmaps is not None:
-            name = "heatmaps" if heatmap_source == "volume" else "keypoints"
+            name = "heatmaps" if heatmap_source == "volume" else heatmap_source
             self._arrays[name] = _array(heatmaps, heatmap_source, self._ids, np.arange(clip_len))
         self._lengths = _common_lengths(self._ids, self._arrays)
         if crop is not None and self._arrays.keys() != {"keypoints"}:

@@ -76,18 +76,18 @@ class AGCNBackbone(nn.Module):
     def forward(self, skeletons: Tensor) -> Tensor:
         """Return the features: means over persons, time and joints."""
         self._check(skeletons)
-        clips = skeletons.shape[0]
+        clips, persons = skeletons.shape[0], skeletons.shape[4]
         x = skeletons.masked_fill(skeletons.isnan(), 0)
         x = x.permute(0, 4, 1, 3, 2).flatten(0, 1)
         x = self.data_bn(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
         x = self.blocks(x.transpose(2, 3))
-        return x.mean((2, 3)).unflatten(0, (clips, -1)).mean(1)
+        return x.mean((2, 3)).unflatten(0, (clips, persons)).mean(1)
 
     def _check(self, x: Tensor) -> None:
-        if x.ndim != 5 or x.shape[1] != _CHANNELS or x.shape[3] != self.joints or 0 in x.shape:
+        if x.ndim != 5 or x.shape[1] != _CHANNELS or x.shape[3] != self.joints or 0 in x.shape[2:]:
             raise HarcacheError(
                 f"the skeletons are {tuple(x.shape)}; expected (clips, {_CHANNELS}, frames, {self.joints}, "
-                f"persons), at least one of each; transpose them or choose the graph of these joints"
+                f"persons), at least one frame and person; transpose them or choose the graph of these joints"
             )
 
 

@@ -31,10 +31,10 @@ class _RGBBackbone(nn.Module):
         self.net.fc = nn.Identity()
 
     def forward(self, rgb: Tensor) -> Tensor:
-        if rgb.ndim != 5 or rgb.shape[1] != 3 or 0 in rgb.shape:
+        if rgb.ndim != 5 or rgb.shape[1] != 3 or 0 in rgb.shape[2:]:
             raise HarcacheError(
                 f"the frames are {tuple(rgb.shape)}; expected (clips, 3, frames, height, width), "
-                f"at least one of each, such as (8, 3, 16, 112, 112)"
+                f"at least one frame, such as (8, 3, 16, 112, 112)"
             )
         return self.net(rgb)
 

@@ -10,7 +10,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -18,11 +18,15 @@ from pipeline.clips import fingerprint
 from pipeline.errors import HarcacheError, did_you_mean
 
 __all__ = [
+    "AmfiModelParams",
+    "AmfiParams",
+    "AmfiSampleParams",
     "CropParams",
     "DatasetParams",
     "DetectParams",
     "EvaluateParams",
     "FramesParams",
+    "FusionRecipeParams",
     "GivenBoxesParams",
     "HeatmapParams",
     "ImportedPoseParams",
@@ -277,6 +281,8 @@ class TrainParams(_Params):
     All of them learn the labels of ``protocol`` and are tested on its test split.
     """
 
+    KEY: ClassVar[str] = "training"  # of params.yaml
+
     protocol: str
     seed: _Natural
     pose: RecipeParams
@@ -288,10 +294,68 @@ class TrainParams(_Params):
 
 
 @dataclass(frozen=True)
+class AmfiSampleParams(_Params):
+    """Frames of a sample: ``clip_len`` skeletons, of which every so many have their RGB frame.
+
+    Frames are scaled to ``rgb_size`` pixels where the store's are larger; 16 frames of 112 are the paper's.
+    Training leaves out clips with a flag of ``exclude``.
+    """
+
+    clip_len: _Count = 64
+    rgb_frames: _Count = 16
+    # Of frames under 32 pixels ResNet3D leaves one value, which no batch normalisation takes.
+    rgb_size: Annotated[int, _Range(32)] = 112
+    exclude: tuple[QualityFlag, ...] = ()
+
+
+@dataclass(frozen=True)
+class AmfiModelParams(_Params):
+    """What is left to choose of AMFI-Net: ``graph`` names the skeletons' joints.
+
+    coco17: the cached keypoints; ntu25: Kinect's joints in space, where the dataset's poses are NTU's.
+    ``dropout`` is the skeleton stream's; the fusion's squeeze is ``reduction`` times narrower than its input.
+    """
+
+    graph: Literal["coco17", "ntu25"] = "coco17"
+    dropout: _Fraction = 0.5
+    reduction: _Count = 16
+
+
+@dataclass(frozen=True)
+class FusionRecipeParams(RecipeParams):
+    """The run that trains the fusion alone, on both streams as they are: keys as in skeleton and resnet.
+
+    The loss is the cross-entropy and ``gate_weight`` (the paper's lambda) times the gate's own term.
+    """
+
+    gate_weight: _NotNegative = 1.5
+
+
+@dataclass(frozen=True)
+class AmfiParams(_Params):
+    """The three runs of AMFI-Net: skeleton stream (AGCN), RGB stream (ResNet3D-18), then their fusion.
+
+    All of them learn the labels of ``protocol`` and are tested on its test split.
+    """
+
+    KEY: ClassVar[str] = "amfi"  # of params.yaml
+
+    protocol: str
+    seed: _Natural
+    skeleton: RecipeParams
+    resnet: RecipeParams
+    amfi: FusionRecipeParams
+    sample: AmfiSampleParams = AmfiSampleParams()
+    model: AmfiModelParams = AmfiModelParams()
+    evaluate: EvaluateParams = EvaluateParams()
+
+
+@dataclass(frozen=True)
 class DatasetParams(_Params):
     """All parameters of one dataset: ``datasets.<name>`` of params.yaml.
 
-    ``train`` is ``training.<name>``, or None where that is not there: the dataset is extracted only.
+    ``train`` is ``training.<name>`` and ``amfi`` is ``amfi.<name>``, each None where that is not there: with
+    neither, the dataset is extracted only.
     """
 
     name: str
@@ -303,6 +367,7 @@ class DatasetParams(_Params):
     heatmap: HeatmapParams
     rgb: RgbParams
     train: TrainParams | None = None
+    amfi: AmfiParams | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.detect, NoDetectParams) and isinstance(self.pose, PoseParams):
@@ -310,6 +375,16 @@ class DatasetParams(_Params):
                 f"datasets.{self.name}.detect.backend is 'none', but pose.backend '{self.pose.backend}' "
                 "needs boxes: choose a detector, or poses that are there already (import, kinect)"
             )
+        for network in ("skeleton", "resnet", "amfi"):
+            if self.amfi is not None and getattr(self.amfi, network).crop is not None:
+                raise HarcacheError(
+                    f"amfi.{self.name}.{network}.crop is set, but only heatmaps are drawn from random crops; "
+                    "leave it out"
+                )
+
+
+# Of DatasetParams, the fields that come from mappings of their own.
+_NETWORKS: Mapping[str, type[TrainParams | AmfiParams]] = {"train": TrainParams, "amfi": AmfiParams}
 
 
 def dataset_names(path: Path | str = "params.yaml") -> list[str]:
@@ -328,8 +403,11 @@ def load_params(path: Path | str = "params.yaml", *, dataset: str) -> DatasetPar
         raise HarcacheError(f"{path} has no dataset '{dataset}'. {did_you_mean(dataset, datasets)}".rstrip())
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", dataset):
         raise HarcacheError(f"dataset name {dataset!r}: expected letters, digits, '_' and '-' only")
-    training = _read_mapping(Path(path), "training", needed=False)
-    return _parse_dataset(dataset, datasets[dataset], training.get(dataset))
+    networks = {
+        field: _read_mapping(Path(path), kind.KEY, needed=False).get(dataset)
+        for field, kind in _NETWORKS.items()
+    }
+    return _parse_dataset(dataset, datasets[dataset], networks)
 
 
 def to_mapping(params: DatasetParams) -> dict[str, Any]:
@@ -339,14 +417,16 @@ def to_mapping(params: DatasetParams) -> dict[str, Any]:
 
 def from_mapping(content: Mapping[str, Any]) -> DatasetParams:
     """Return the parameters that `to_mapping` took apart; checked as `load_params` checks a file's."""
-    sections = {key: value for key, value in content.items() if key not in ("name", "train")}
-    return _parse_dataset(str(content.get("name")), sections, content.get("train"))
+    sections = {key: value for key, value in content.items() if key not in ("name", *_NETWORKS)}
+    networks = {field: content.get(field) for field in _NETWORKS}
+    return _parse_dataset(str(content.get("name")), sections, networks)
 
 
-def _parse_dataset(name: str, sections: Any, training: Any) -> DatasetParams:
-    given: dict[str, Any] = {"name": name, "train": None}
-    if training is not None:
-        given["train"] = _parse_section(TrainParams, training, f"training.{name}")
+def _parse_dataset(name: str, sections: Any, networks: Mapping[str, Any]) -> DatasetParams:
+    given: dict[str, Any] = {"name": name}
+    for field, kind in _NETWORKS.items():
+        section = networks[field]
+        given[field] = None if section is None else _parse_section(kind, section, f"{kind.KEY}.{name}")
     return _parse_section(DatasetParams, sections, f"datasets.{name}", given)
 
 

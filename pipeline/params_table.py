@@ -10,23 +10,28 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pipeline.params import DatasetParams, TrainParams
+from pipeline.params import AmfiParams, DatasetParams, TrainParams
 
 __all__ = ["as_markdown"]
 
 _INTRODUCTION = """# Parameters
 
 Every number that a result depends on stands in `params.yaml`: under `datasets.<name>` how the caches of a
-dataset are made, under `training.<name>` how networks learn from them. A key without a default must be given;
-one that is unknown or of a wrong kind is an error that names it. `harcache params` prints this page, which is
-made from the code.
+dataset are made, under `training.<name>` how EPAM-Net learns from them, under `amfi.<name>` how AMFI-Net
+does. A key without a default must be given; one that is unknown or of a wrong kind is an error that names it.
+`harcache params` prints this page, which is made from the code.
 """
+_SECTIONS: dict[str, type] = {
+    "datasets.<name>": DatasetParams,
+    "training.<name>": TrainParams,
+    "amfi.<name>": AmfiParams,
+}
 
 
 def as_markdown() -> str:
     """Return every section of params.yaml with its keys, their types and defaults."""
     lines = [_INTRODUCTION]
-    for key, kind in (("datasets.<name>", DatasetParams), ("training.<name>", TrainParams)):
+    for key, kind in _SECTIONS.items():
         lines += _section(key, kind)
     return "\n".join(lines)
 
@@ -52,7 +57,7 @@ def _section(key: str, kind: type) -> Iterator[str]:
 
 def _keys(kind: type) -> list[Field[Any]]:
     """The fields that stand in the section of params.yaml itself."""
-    beside = ("name", "train") if kind is DatasetParams else ()
+    beside = ("name", "train", "amfi") if kind is DatasetParams else ()
     return [field for field in fields(kind) if field.name not in beside]
 
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from cache.codecs import decode_jpeg, encode_jpeg
 from cache.sampling import rgb_positions, stored_frames
-from cache.streaming import Batch, ClipDataset, RowReader
+from cache.streaming import Batch, RowReader
 from models.detectors import load_detector
 from models.pose_estimators import load_pose_estimator
 from pipeline.errors import HarcacheError
-from pipeline.params import DatasetParams, DetectParams, PoseParams, RgbParams, SampleParams
+from pipeline.params import DatasetParams, DetectParams, PoseParams, RgbParams
 from pipeline.progress import Progress
 from pipeline.video import Probe, read_frames
 from stages.building import Timer
@@ -27,7 +27,7 @@ from stages.heatmap import keypoint_rows, points_in_crop, volume_rows
 from stages.persons.tracking import link_persons
 from stages.pose import estimate_poses, linked_poses
 from stages.rgb import crop_frame
-from stages.training.networks import Network
+from stages.training.feeds import Feed
 
 __all__ = ["Chain", "Sampled", "Seen", "counted", "read_samples"]
 
@@ -104,17 +104,15 @@ def read_samples(
     path: Path,
     frames: int,
     seen: Sequence[Seen],
-    kind: Network,
+    feed: Feed,
     params: DatasetParams,
-    sample: SampleParams,
-    views: int,
     bar: Progress,
 ) -> Iterator[Sampled]:
-    """Give each span, in the order of their ends, with its ``views`` samples as `ClipDataset` gives them.
+    """Give each span, in the order of their ends, with its samples as `ClipDataset` gives them.
 
     The crops go through the codec of the store, so that prediction sees the pixels that training saw.
     """
-    samplers = [_Sampler(one, kind, params, sample, views) for one in sorted(seen, key=lambda s: s.end)]
+    samplers = [_Sampler(one, feed, params) for one in sorted(seen, key=lambda s: s.end)]
     wanted: dict[int, list[_Sampler]] = defaultdict(list)
     for sampler in samplers:
         for number in sampler.wanted:
@@ -124,42 +122,35 @@ def read_samples(
         for sampler in wanted.pop(number, ()):
             sampler.take(number, frame)
         while samplers and samplers[0].last <= number:
-            yield _finished(samplers.pop(0), views)
+            yield _finished(samplers.pop(0))
     for sampler in samplers:
-        yield _finished(sampler, views)
+        yield _finished(sampler)
 
 
-def _finished(sampler: "_Sampler", views: int) -> Sampled:
+def _finished(sampler: "_Sampler") -> Sampled:
     frames = [sampler.frame_of(row) for row in sampler.rgb_rows(0)]
-    return Sampled(sampler.seen, [sampler.samples[view] for view in range(views)], frames)
+    return Sampled(sampler.seen, [sampler.samples[view] for view in range(len(sampler.samples))], frames)
 
 
 class _Sampler:
     """One span of a video as a clip of stores in memory, of which only sampled frames are ever held."""
 
-    def __init__(
-        self, seen: Seen, kind: Network, params: DatasetParams, sample: SampleParams, views: int
-    ) -> None:
+    def __init__(self, seen: Seen, feed: Feed, params: DatasetParams) -> None:
         self.seen = seen
         self._rgb, self._crops = params.rgb, dict[int, np.ndarray]()
         self._rows = stored_frames(seen.end - seen.start, params.frames.max_frames)
-        self._positions = rgb_positions(sample.clip_len, sample.rgb_frames)
+        self._positions = rgb_positions(feed.clip_len, feed.rgb_frames)
         poses = _Poses(seen, self._rows, params)
         size = params.rgb.size
         crops = _Rows((size, size, 3), np.dtype(np.uint8), self._read_crops)
-        self.samples = ClipDataset(
+        self.samples = feed.dataset(
             [("", 0)],
-            rgb=None if kind == "pose" else _OneClip(len(self._rows), {"frames": crops}),
-            heatmaps=None if kind == "rgb" else _OneClip(len(self._rows), poses.readers()),
-            heatmap_source=sample.heatmaps,
-            train=False,
-            clip_len=sample.clip_len,
-            rgb_frames=sample.rgb_frames,
-            views=views,
+            _OneClip(len(self._rows), {"frames": crops}),
+            _OneClip(len(self._rows), poses.readers()),
         )
         self.wanted: dict[int, int] = {}  # frame of the video: row of the clip
-        if kind != "pose":
-            drawn = np.unique([self.rgb_rows(view) for view in range(views)]).tolist()
+        if feed.rgb:
+            drawn = np.unique([self.rgb_rows(view) for view in range(feed.views)]).tolist()
             self.wanted = {self.frame_of(row): row for row in drawn}
 
     def rgb_rows(self, view: int) -> list[int]:

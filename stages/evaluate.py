@@ -15,27 +15,35 @@ from scipy.optimize import linear_sum_assignment
 
 from cache.annotations import read_detections, read_poses
 from cache.streaming import Batch, ClipLoader
-from models.checkpoints import Checkpoint
 from models.summary import count_cost, input_shapes, measure_latency
 from pipeline.clips import Clip
 from pipeline.datasets.demo import Truth, object_pairs, read_truth
 from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
 from pipeline.outcomes import read_counts
-from pipeline.params import DatasetParams, EvaluateParams, TrainParams
+from pipeline.params import DatasetParams
 from pipeline.progress import progress
 from stages.building import inputs_from, parts_of
 from stages.crop import flag_counts, read_crops
 from stages.persons.boxes import overlaps
 from stages.scoring.accuracy import confusion, hardest_pairs, in_pairs, mean_class, softmax, top
 from stages.scoring.results import Cost, Outputs, Scored, write_results
-from stages.training.networks import Network, Trained, check_classes, load_trained, scores_of
+from stages.training.feeds import Feed, feed_of, preparation, section_of
+from stages.training.networks import (
+    AMFI_NETWORKS,
+    EPAM_NETWORKS,
+    Network,
+    Trained,
+    check_classes,
+    load_trained,
+    scores_of,
+)
 from stages.training.samples import (
     CHECKPOINT,
+    check_skeletons,
     check_stores,
     class_names,
-    make_dataset,
-    preparation,
+    open_dataset,
     split_clips,
     training_params,
 )
@@ -43,7 +51,6 @@ from stages.workspace import EXTRACTION, Workspace
 
 __all__ = ["detection_quality", "pck", "run", "run_own"]
 
-_NETWORKS: tuple[Network, ...] = ("pose", "rgb", "epam")
 _BATCH = 16
 _PRINTED_PAIRS = 5
 _SAME_BOX = 0.5  # intersection over union from which a box counts as found
@@ -56,8 +63,9 @@ class _Test:
     """What the networks are tested on."""
 
     params: DatasetParams
-    train: TrainParams
     workspace: Workspace
+    protocol: str
+    views: int
     clips: Sequence[Clip]
     labels: np.ndarray
     classes: Sequence[str]
@@ -65,10 +73,7 @@ class _Test:
 
 def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> dict[str, Any]:
     """Measure the trained networks on the test split; write and print metrics, and write predictions."""
-    train = training_params(params)
-    test = _test_of(params, train, workspace)
-    trained = _load([workspace.training(network) / CHECKPOINT for network in _NETWORKS], test)
-    scored = _with_fusion([_score(*one, test) for one in trained.items()])
+    test, scored = _measured(_trained(EPAM_NETWORKS, workspace), None, params, workspace)
     metrics: dict[str, Any] = {
         "clips": {stage: asdict(read_counts(workspace.counts(stage))) for stage in EXTRACTION}
     }
@@ -87,21 +92,19 @@ def run_own(
     checkpoints: Sequence[Path],
     views: int | None,
     out: Path | None,
+    amfi: bool,
     params: DatasetParams,
     workspace: Workspace,
     engine: Engine,
 ) -> dict[str, Any]:
     """Measure ``checkpoints``, native or released, or with none of them the trained networks; as `run` does.
 
-    ``views`` samples a clip replace the parameter. Everything is written into ``out``, by default the folder
-    ``own`` of the evaluation, so that nothing of `dvc repro` changes.
+    ``amfi``: those are AMFI-Net and its streams, not EPAM-Net and its. ``views`` samples a clip replace the
+    parameter. Everything is written into ``out``, by default the folder ``own`` of the evaluation, so that
+    nothing of `dvc repro` changes.
     """
-    train = training_params(params)
-    if views is not None:
-        train = replace(train, evaluate=EvaluateParams(views))
-    test = _test_of(params, train, workspace)
-    paths = list(checkpoints) or [workspace.training(network) / CHECKPOINT for network in _NETWORKS]
-    scored = _with_fusion([_score(*one, test) for one in _load(paths, test).items()])
+    paths = list(checkpoints) or _trained(AMFI_NETWORKS if amfi else EPAM_NETWORKS, workspace)
+    test, scored = _measured(paths, views, params, workspace)
     outputs = Outputs.under(out or workspace.evaluation / "own")
     metrics = _accuracies(scored, test) | {"checkpoints": [str(path) for path in paths]}
     _finish(outputs, metrics, test, scored)
@@ -139,45 +142,75 @@ def pck(found: np.ndarray, true: np.ndarray) -> tuple[int, int]:
     return right, true.shape[0] * true.shape[1] * true.shape[2]
 
 
-def _test_of(params: DatasetParams, train: TrainParams, workspace: Workspace) -> _Test:
-    classes = class_names(workspace, train)
-    check_stores(params, workspace)
-    clips = split_clips(workspace, train, "test")
-    labels = np.array([clip.label(train.protocol) for clip in clips], np.int64)
-    return _Test(params, train, workspace, clips, labels, classes)
+def _trained(networks: Sequence[Network], workspace: Workspace) -> list[Path]:
+    return [workspace.training(network) / CHECKPOINT for network in networks]
 
 
-def _load(paths: Sequence[Path], test: _Test) -> dict[str, Trained]:
-    """Load and check all networks before any of them works: by kind, a kind's second one with a number."""
+def _measured(
+    paths: Sequence[Path], views: int | None, params: DatasetParams, workspace: Workspace
+) -> tuple[_Test, list[Scored]]:
+    """Load and check all networks before any of them works; return what they say of the test clips."""
+    trained = _load(paths, workspace.device)
+    test = _test_of(list(trained.values()), views, params, workspace)
+    for one in trained.values():
+        check_classes(one, test.classes, f"{params.name}'s '{test.protocol}'")
+        _check_protocol(one, test)
+        check_skeletons(_feed(one, test), workspace)
+    return test, _with_fusion([_score(*one, test) for one in trained.items()])
+
+
+def _load(paths: Sequence[Path], device: str) -> dict[str, Trained]:
+    """Load networks: by kind, a kind's second one with a number."""
     trained: dict[str, Trained] = {}
     seen = Counter[str]()
     for path in paths:
-        one = load_trained(path, test.workspace.device)
-        check_classes(one, test.classes, f"{test.params.name}'s '{test.train.protocol}'")
-        _check_protocol(path, one.checkpoint, test)
+        one = load_trained(path, device)
         seen[one.kind] += 1
         trained[one.kind if seen[one.kind] == 1 else f"{one.kind}-{seen[one.kind]}"] = one
     return trained
 
 
-def _check_protocol(path: Path, checkpoint: Checkpoint, test: _Test) -> None:
+def _test_of(
+    trained: Sequence[Trained], views: int | None, params: DatasetParams, workspace: Workspace
+) -> _Test:
+    first, *others = (training_params(one.kind, params) for one in trained)
+    for other in others:
+        if other.protocol != first.protocol:
+            raise HarcacheError(
+                f"{first.KEY}.{params.name}.protocol is '{first.protocol}', but {other.KEY}.{params.name}."
+                f"protocol '{other.protocol}'; compare networks of one protocol"
+            )
+    classes = class_names(workspace, first)
+    check_stores(params, workspace)
+    clips = split_clips(workspace, first, "test")
+    labels = np.array([clip.label(first.protocol) for clip in clips], np.int64)
+    return _Test(params, workspace, first.protocol, views or first.evaluate.clips, clips, labels, classes)
+
+
+def _check_protocol(trained: Trained, test: _Test) -> None:
     """Another protocol's test split holds clips that the network learnt from."""
-    made = checkpoint.extra.get("dataset")
+    extra = trained.checkpoint.extra
+    made, protocol = extra.get("dataset"), extra.get("protocol")
     same = isinstance(made, Mapping) and made.get("name") == test.params.name
-    protocol = checkpoint.extra.get("protocol")
-    if same and protocol != test.train.protocol:
+    if same and protocol != test.protocol:
+        key = training_params(trained.kind, test.params).KEY
         raise HarcacheError(
-            f"{path} was trained on the protocol '{protocol}' and may know test clips of "
-            f"'{test.train.protocol}'; set that as training.{test.params.name}.protocol, or train again"
+            f"{trained.path} was trained on the protocol '{protocol}' and may know test clips of "
+            f"'{test.protocol}'; set that as {key}.{test.params.name}.protocol, or train again"
         )
+
+
+def _feed(trained: Trained, test: _Test) -> Feed:
+    feed = feed_of(trained.kind, section_of(trained.kind, test.params), trained.graph)
+    return replace(feed, views=test.views)
 
 
 def _score(name: str, trained: Trained, test: _Test) -> Scored:
     """The scores of each clip, averaged over its views, and what a view costs."""
     device = test.workspace.device
-    samples = make_dataset(trained.kind, test.workspace, test.train, test.clips, False)
+    samples = open_dataset(_feed(trained, test), test.workspace, test.clips, test.protocol)
     loader = ClipLoader(samples, _BATCH, device=device)
-    prepare: Callable[..., Batch] = partial(preparation(test.params), device=device)
+    prepare: Callable[..., Batch] = partial(preparation(trained.kind, test.params), device=device)
     total = np.zeros((len(test.clips), len(test.classes)))
     shapes: list[torch.Size] = []
     with progress(len(loader), f"evaluate {name}", unit="batches") as bar:
@@ -187,15 +220,18 @@ def _score(name: str, trained: Trained, test: _Test) -> Scored:
             np.add.at(total, ready["index"].cpu().numpy(), scores_of(trained.network, ready))
             bar.advance()
     cost = Cost(*count_cost(trained.network, shapes), measure_latency(trained.network, shapes), device)
-    return Scored(name, total / test.train.evaluate.clips, cost)
+    return Scored(name, total / test.views, cost)
 
 
 def _with_fusion(scored: Sequence[Scored]) -> list[Scored]:
-    """Add the mean of both streams' probabilities, without attention, where both are there."""
-    streams = {one.name: softmax(one.scores) for one in scored if one.name in ("pose", "rgb")}
-    if len(streams) < 2:
-        return list(scored)
-    return [*scored, Scored("score_fusion", (streams["pose"] + streams["rgb"]) / 2)]
+    """Add the mean of both streams' probabilities, without attention or gate, where both are there."""
+    probabilities = {one.name: softmax(one.scores) for one in scored}
+    fused = list(scored)
+    for name, family in (("score_fusion", EPAM_NETWORKS), ("amfi_score_fusion", AMFI_NETWORKS)):
+        poses, frames, _ = family
+        if poses in probabilities and frames in probabilities:
+            fused.append(Scored(name, (probabilities[poses] + probabilities[frames]) / 2))
+    return fused
 
 
 def _accuracies(scored: Sequence[Scored], test: _Test) -> dict[str, Any]:
@@ -209,13 +245,13 @@ def _accuracies(scored: Sequence[Scored], test: _Test) -> dict[str, Any]:
         "mean_class": {name: mean_class(each) for name, each in counts.items()},
         "parameters": {name: cost.parameters for name, cost in costs.items()},
         "multiply_adds": {name: cost.multiply_adds for name, cost in costs.items()},
-        "test": {"clips": len(test.clips), "samples_a_clip": test.train.evaluate.clips},
+        "test": {"clips": len(test.clips), "samples_a_clip": test.views},
     }
 
 
 def _finish(outputs: Outputs, metrics: Mapping[str, Any], test: _Test, scored: Sequence[Scored]) -> None:
     # The whole network where it is there, else what comes nearest to it.
-    shown = next((one for one in scored if one.name == "epam"), scored[-1])
+    shown = next((one for one in scored if one.name in ("epam", "amfi")), scored[-1])
     write_results(outputs, metrics, test.clips, test.labels, test.classes, scored, shown)
     _print_summary(metrics, test, scored, shown)
 
@@ -246,16 +282,15 @@ def _print_summary(metrics: Mapping[str, Any], test: _Test, scored: Sequence[Sco
     for group in ("detect", "pose"):
         for name, value in metrics.get(group, {}).items():
             print(f"{group} {name}: {value:.3f}")
-    views = test.train.evaluate.clips
-    samples = "one sample" if views == 1 else f"{views} samples"
-    print(f"{len(test.clips)} test clips of '{test.train.protocol}', {samples} of each:")
+    samples = "one sample" if test.views == 1 else f"{test.views} samples"
+    print(f"{len(test.clips)} test clips of '{test.protocol}', {samples} of each:")
     print(
-        f"  {'network':<14}{'top-1':>7}{'top-5':>8}{'mean class':>12}"
+        f"  {'network':<18}{'top-1':>7}{'top-5':>8}{'mean class':>12}"
         f"{'parameters':>12}{'G mult-adds':>13}{'ms a clip':>11}"
     )
     for one in scored:
         right = f"{metrics['top1'][one.name]:>7.1%}{metrics['top5'][one.name]:>8.1%}"
-        line = f"  {one.name:<14}{right}{metrics['mean_class'][one.name]:>12.1%}"
+        line = f"  {one.name:<18}{right}{metrics['mean_class'][one.name]:>12.1%}"
         if one.cost is not None:
             size = f"{one.cost.parameters:>12,}{one.cost.multiply_adds / 1e9:>13.3f}"
             line += f"{size}{1000 * one.cost.latency:>11.1f}"

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.streaming import prepare
 from pipeline.clips import read_classes
 from pipeline.datasets.layout import find_videos
 from pipeline.errors import HarcacheError
-from pipeline.params import DatasetParams, SampleParams, from_mapping
+from pipeline.params import DatasetParams, from_mapping
 from pipeline.progress import progress
 from pipeline.video import Probe, probe
 from stages.chain import Chain, Seen, read_samples
 from stages.pictures.overlay import Shown, write_overlay
 from stages.scoring.accuracy import softmax
+from stages.training.feeds import feed_of, preparation, section_of
 from stages.training.networks import Trained, attention_of, check_classes, load_trained, scores_of
 from stages.workspace import Workspace
 
@@ -121,14 +121,16 @@ class Predictor:
     ) -> None:
         self._trained = load_trained(checkpoint, device)
         self._params = params or _own_params(self._trained)
-        train = self._params.train
-        self._sample = train.sample if train else SampleParams()
-        self._views = train.evaluate.clips if train else 1
+        kind = self._trained.kind
+        self._feed = feed_of(kind, section_of(kind, self._params), self._trained.graph)
+        if self._feed.poses == "positions":
+            raise HarcacheError(
+                f"{checkpoint} reads the skeletons of a Kinect (graph {self._trained.graph}), which no video "
+                "has; evaluate it on a dataset that has them, or train it with the graph coco17"
+            )
         self._classes = class_names(self._trained, self._params, workspace)
         self._chain = Chain(self._params, weights_dir, device)
-        self._prepare = partial(
-            prepare, device=device, heatmap_size=self._params.heatmap.size, sigma=self._params.heatmap.sigma
-        )
+        self._prepare = partial(preparation(kind, self._params), device=device)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -150,13 +152,11 @@ class Predictor:
         except HarcacheError as error:
             raise HarcacheError(f"{path} {error}") from error
         # Persons and poses, then crops where the network reads any, then drawing.
-        passes = 2 + (self._trained.kind != "pose") + (overlay is not None)
+        passes = 2 + self._feed.rgb + (overlay is not None)
         windows, shown = [], []
         with progress(passes * video.frames, path.name, unit="frames") as bar:
             seen = self._chain.look(path, video, spans, bar)
-            for one in read_samples(
-                path, video.frames, seen, self._trained.kind, self._params, self._sample, self._views, bar
-            ):
+            for one in read_samples(path, video.frames, seen, self._feed, self._params, bar):
                 samples = {name: torch.stack([s[name] for s in one.samples]) for name in one.samples[0]}
                 ready = self._prepare(samples)
                 probabilities = softmax(scores_of(self._trained.network, ready).mean(0, keepdims=True))[0]
@@ -211,10 +211,11 @@ def class_names(trained: Trained, params: DatasetParams, workspace: Workspace | 
     if trained.checkpoint.classes:
         check_classes(trained, trained.checkpoint.classes, "its list of names")
         return trained.checkpoint.classes
-    if workspace is None or not workspace.classes.is_file() or params.train is None:
+    section = section_of(trained.kind, params)
+    if workspace is None or not workspace.classes.is_file() or section is None:
         return [str(number) for number in range(count)]
-    classes = read_classes(workspace.classes).get(params.train.protocol, [])
-    check_classes(trained, classes, f"{params.name}'s '{params.train.protocol}'")
+    classes = read_classes(workspace.classes).get(section.protocol, [])
+    check_classes(trained, classes, f"{params.name}'s '{section.protocol}'")
     return classes
 
 

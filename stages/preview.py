@@ -146,31 +146,22 @@ class _Network:
         """Return what the network says of the clip's test samples, as evaluation asks it."""
         import torch
 
-        from cache.streaming import ClipDataset
         from stages.scoring.accuracy import softmax
+        from stages.training.feeds import feed_of, preparation, section_of
         from stages.training.networks import attention_of, scores_of
-        from stages.training.samples import preparation
 
-        sample, kind = shelf.sample, self.trained.kind
-        dataset = ClipDataset(
-            [(clip.id, -1)],
-            rgb=None if kind == "pose" else shelf.rgb,
-            heatmaps=None if kind == "rgb" else shelf.heatmaps,
-            heatmap_source=sample.heatmaps,
-            train=False,
-            clip_len=sample.clip_len,
-            rgb_frames=sample.rgb_frames,
-            views=shelf.params.train.evaluate.clips if shelf.params.train else 1,
-        )
+        kind = self.trained.kind
+        feed = feed_of(kind, section_of(kind, shelf.params), self.trained.graph)
+        dataset = feed.dataset([(clip.id, -1)], shelf.rgb, shelf.heatmaps)
         views = [dataset[view] for view in range(len(dataset))]
         samples = {name: torch.stack([view[name] for view in views]) for name in views[0]}
-        ready = preparation(shelf.params)(samples, device=self._device)
+        ready = preparation(kind, shelf.params)(samples, device=self._device)
         probabilities = softmax(scores_of(self.trained.network, ready).mean(0, keepdims=True))[0]
         best = np.argsort(-probabilities, kind="stable")[:_TOP]
         frames, _ = dataset.draw(0, 0)
         return _Answer(
             [(self._classes[label], float(probabilities[label])) for label in best],
-            frames[rgb_positions(sample.clip_len, sample.rgb_frames)],
+            frames[rgb_positions(feed.clip_len, feed.rgb_frames)],
             attention_of(self.trained.network, ready),
         )
 

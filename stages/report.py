@@ -34,7 +34,7 @@ from stages.workspace import EXTRACTION, Workspace
 
 __all__ = ["run"]
 
-_NETWORKS = ("pose", "rgb", "epam")
+_NETWORKS = ("pose", "rgb", "epam", "skeleton", "resnet", "amfi")
 _SEED = 0
 _SAMPLE = 2000  # clips whose detections are read, which would take minutes for all of NTU 120
 _RANDOM, _WORST, _FAILED = 12, 12, 24  # clips with pictures

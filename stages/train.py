@@ -1,4 +1,4 @@
-"""Train: the pose stream, the RGB stream, then EPAM-Net from both, straight from the stores.
+"""Train: the streams of EPAM-Net and of AMFI-Net, then each network from its two, straight from the stores.
 
 What is learnt from, in which order, is a pure function of the parameters; a run that was stopped goes on at
 its next step.
@@ -17,6 +17,8 @@ from torch import nn
 
 from cache.clip_store import records_dir
 from cache.streaming import ClipDataset, ClipLoader, default_workers
+from models.agcn import AGCN
+from models.amfi_net import AMFINet, ResNet3D18
 from models.checkpoints import save_checkpoint
 from models.epam_net import EPAMNet
 from models.memory import keep_freed_memory
@@ -25,10 +27,18 @@ from pipeline.clips import Clip, fingerprint
 from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
 from pipeline.files import file_digest
-from pipeline.params import DatasetParams, RecipeParams, TrainParams, to_mapping
+from pipeline.params import AmfiModelParams, AmfiParams, DatasetParams, RecipeParams, to_mapping
 from stages.training.curves import Journal
+from stages.training.feeds import Section, preparation
 from stages.training.learning import Learner, launch, loss_of, processes
-from stages.training.networks import Network, Trained, check_classes, load_trained
+from stages.training.networks import (
+    AMFI_NETWORKS,
+    EPAM_NETWORKS,
+    Network,
+    Trained,
+    check_classes,
+    load_trained,
+)
 from stages.training.resume import STATE, read_state, requeue, stopping, write_state
 from stages.training.room import check_memory
 from stages.training.samples import (
@@ -36,7 +46,6 @@ from stages.training.samples import (
     check_stores,
     class_names,
     make_dataset,
-    preparation,
     split_clips,
     stores_of,
     training_params,
@@ -47,7 +56,7 @@ __all__ = ["BEST", "How", "run"]
 
 BEST = "best.pt"
 
-_BACKBONE = ("width", "blocks")
+_BACKBONE = ("width", "blocks", "graph")
 _Kind = TypeVar("_Kind", bound=nn.Module)
 
 
@@ -80,7 +89,7 @@ def run(
     batch does not fit in memory; and for a loss that is no number any more.
     """
     how = how or How()
-    train = training_params(params)
+    train = training_params(network, params)
     recipe: RecipeParams = getattr(train, network)
     classes = class_names(workspace, train)
     check_stores(params, workspace)
@@ -89,12 +98,12 @@ def run(
     _configure(fabric.device)
     seed_everything(train.seed, verbose=False)
     made, starts = _make_network(network, train, classes, workspace)
-    dataset = make_dataset(network, workspace, train, clips, True)
+    dataset, prepare = make_dataset(network, workspace, train, clips, True), preparation(network, params)
     check_memory(
         made,
-        lambda trial, batch: loss_of(trial, batch)[0],
+        lambda trial, batch: loss_of(trial, batch, recipe)[0],
         dataset,
-        preparation(params),
+        prepare,
         recipe,
         fabric.world_size,
         fabric.device,
@@ -107,7 +116,7 @@ def run(
         for some in (dataset, make_dataset(network, workspace, train, tested, False))
     )
     name = f"train {network}"
-    learner = Learner(fabric, made, recipe, loader, check, preparation(params), name, how.compiled)
+    learner = Learner(fabric, made, recipe, loader, check, prepare, name, how.compiled)
     depends_on = {
         "parameters": _parameters(network, params, train),
         "data": _data([clips, tested], train, classes, workspace),
@@ -230,7 +239,7 @@ def _configure(device: torch.device) -> None:
         torch.backends.cudnn.benchmark = True
 
 
-def _parameters(network: Network, params: DatasetParams, train: TrainParams) -> str:
+def _parameters(network: Network, params: DatasetParams, train: Section) -> str:
     """Stands for all parameters that the network's weights depend on."""
     own = asdict(train)
     return fingerprint(
@@ -241,7 +250,7 @@ def _parameters(network: Network, params: DatasetParams, train: TrainParams) -> 
 
 
 def _data(
-    splits: Sequence[Sequence[Clip]], train: TrainParams, classes: Sequence[str], workspace: Workspace
+    splits: Sequence[Sequence[Clip]], train: Section, classes: Sequence[str], workspace: Workspace
 ) -> str:
     """Stands for the clips, their labels and all that the stores hold of them."""
     records = [sorted(records_dir(path).iterdir()) for path in stores_of(workspace)]
@@ -253,43 +262,67 @@ def _data(
 
 
 def _make_network(
-    network: Network, train: TrainParams, classes: Sequence[str], workspace: Workspace
+    network: Network, train: Section, classes: Sequence[str], workspace: Workspace
 ) -> tuple[nn.Module, list[Path]]:
     """Return the network to train, and the checkpoints that its first weights are from."""
-    model, init = train.model, getattr(train, network).init
-    if network == "epam":
-        paths = [workspace.training(stream) / CHECKPOINT for stream in ("rgb", "pose")]
+    if network == "epam" or network == "amfi":
+        poses, frames, _ = EPAM_NETWORKS if network == "epam" else AMFI_NETWORKS
+        paths = [workspace.training(stream) / CHECKPOINT for stream in (frames, poses)]
         streams = [load_trained(path, "cpu") for path in paths]
         for stream in streams:
             check_classes(stream, classes, f"the dataset '{workspace.dataset}'")
-        made: Any = EPAMNet.from_streams(
-            _as(RGBXShiftNet, streams[0]),
-            _as(PoseXShiftNet, streams[1]),
-            model.attention,  # type: ignore[arg-type]
-            model.dropout,
-            train.sample.rgb_frames,
-        )
-        return made, paths
-    if network == "pose":
-        made = PoseXShiftNet(len(classes), width=model.width, blocks=model.pose_blocks, dropout=model.dropout)
-    else:
-        made = RGBXShiftNet(len(classes), width=model.width, blocks=model.rgb_blocks, dropout=model.dropout)
+        return _joined(streams, train), paths
+    made = _stream(network, train, len(classes))
+    init = getattr(train, network).init
     if init is None:
         return made, []
-    _start_from(made, Path(init), classes)
+    _start_from(made, Path(init), classes, train.KEY)
     return made, [Path(init)]
 
 
-def _start_from(made: Any, path: Path, classes: Sequence[str]) -> None:
+def _joined(streams: Sequence[Trained], train: Section) -> nn.Module:
+    """Return EPAM-Net, or AMFI-Net with frozen streams, from both of its trained streams."""
+    rgb, poses = streams
+    if isinstance(train, AmfiParams):
+        resnet, skeleton = _as(ResNet3D18, rgb), _as(AGCN, poses)
+        if poses.graph != train.model.graph:
+            raise HarcacheError(
+                f"{poses.path} has the graph {poses.graph}, but amfi's model.graph is {train.model.graph}; "
+                "train the skeleton stream again"
+            )
+        made = AMFINet.from_streams(resnet, skeleton, train.model.reduction)
+        made.freeze_streams()
+        return made
+    return EPAMNet.from_streams(
+        _as(RGBXShiftNet, rgb),
+        _as(PoseXShiftNet, poses),
+        train.model.attention,  # type: ignore[arg-type]
+        train.model.dropout,
+        train.sample.rgb_frames,
+    )
+
+
+def _stream(network: Network, train: Section, classes: int) -> nn.Module:
+    model = train.model
+    if isinstance(model, AmfiModelParams):
+        return ResNet3D18(classes) if network == "resnet" else AGCN(classes, model.graph, model.dropout)
+    if network == "pose":
+        return PoseXShiftNet(classes, width=model.width, blocks=model.pose_blocks, dropout=model.dropout)
+    return RGBXShiftNet(classes, width=model.width, blocks=model.rgb_blocks, dropout=model.dropout)
+
+
+def _start_from(made: Any, path: Path, classes: Sequence[str], key: str) -> None:
     """Take over a checkpoint's backbone, and its head too where it tells the same classes apart."""
     given = load_trained(path, "cpu")
     other: Any = _as(type(made), given)
-    found, asked = ({key: net.config[key] for key in _BACKBONE} for net in (other, made))
+    kept = [key for key in _BACKBONE if key in made.config]
+    found, asked = ({key: net.config[key] for key in kept} for net in (other, made))
     if found != asked:
-        raise HarcacheError(f"{path} holds a network of {found}, but training.model asks for {asked}")
-    made.backbone.load_state_dict(other.backbone.state_dict())
+        raise HarcacheError(f"{path} holds a network of {found}, but {key}.model asks for {asked}")
     if given.checkpoint.classes == tuple(classes):
-        made.cls_head.load_state_dict(other.cls_head.state_dict())
+        made.load_state_dict(other.state_dict())
+    else:
+        made.backbone.load_state_dict(other.backbone.state_dict())
 
 
 def _as(kind: type[_Kind], trained: Trained) -> _Kind:

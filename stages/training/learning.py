@@ -21,12 +21,13 @@ from torch.nn import functional
 from cache.streaming import Batch, ClipLoader
 from cache.waiting import Waits
 from models import compiling
+from models.amfi_net import amfi_loss
 from models.batch_norm import synchronise
 from pipeline.errors import HarcacheError
-from pipeline.params import RecipeParams
+from pipeline.params import FusionRecipeParams, RecipeParams
 from pipeline.progress import progress
 from stages.training.curves import Curves
-from stages.training.networks import logits_of
+from stages.training.networks import outputs_of
 from stages.training.resume import Signals
 
 __all__ = ["Learner", "launch", "loss_of", "processes"]
@@ -65,22 +66,28 @@ def processes() -> tuple[int, int]:
 class _Task(nn.Module):
     """What is distributed and compiled: a batch to the sum of its samples' losses and how many were right."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, recipe: RecipeParams) -> None:
         super().__init__()
-        self.network = network
+        self.network, self._recipe = network, recipe
 
     def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return loss_of(self.network, batch)
+        return loss_of(self.network, batch, self._recipe)
 
 
-def loss_of(network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the sum of the heads' cross-entropies, each a mean over the batch, and how many are right."""
-    heads, labels = logits_of(network, batch), batch["label"]
+def loss_of(network: nn.Module, batch: Mapping[str, Tensor], recipe: RecipeParams) -> tuple[Tensor, Tensor]:
+    """Return the sum of the heads' cross-entropies, each a mean over the batch, and how many are right.
+
+    AMFI-Net's loss has its gate's term too, as much of it as the recipe says.
+    """
+    outputs, labels = outputs_of(network, batch), batch["label"]
     if len(labels) == 0:
         # Another process has samples, and waits for this one's gradients.
-        return torch.stack([head.sum() for head in heads]).sum(), torch.zeros((), device=labels.device)
-    loss = torch.stack([functional.cross_entropy(head, labels) for head in heads]).sum()
-    return loss, (torch.stack(heads).sum(0).argmax(1) == labels).sum()
+        return torch.stack([output.sum() for output in outputs]).sum(), torch.zeros((), device=labels.device)
+    if isinstance(recipe, FusionRecipeParams):
+        logits, gate = outputs
+        return amfi_loss(logits, gate, labels, recipe.gate_weight), (logits.argmax(1) == labels).sum()
+    loss = torch.stack([functional.cross_entropy(head, labels) for head in outputs]).sum()
+    return loss, (torch.stack(outputs).sum(0).argmax(1) == labels).sum()
 
 
 class Learner:
@@ -109,7 +116,7 @@ class Learner:
         self._loader, self._check = loader, check
         if fabric.world_size > 1:
             synchronise(network, fabric.device)
-        self._task = _Task(network)
+        self._task = _Task(network, recipe)
         optimizer = torch.optim.SGD(
             [weight for weight in network.parameters() if weight.requires_grad],
             lr=recipe.scaled_lr,

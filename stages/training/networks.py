@@ -12,16 +12,38 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.amfi_net import AMFINet
 from models.checkpoints import Checkpoint, load_any_network
 from models.epam_net import EPAMNet
-from models.xshiftnet import PoseXShiftNet
+from models.summary import input_shapes
 from pipeline.errors import HarcacheError
 
-__all__ = ["Network", "Trained", "attention_of", "check_classes", "load_trained", "logits_of", "scores_of"]
+__all__ = [
+    "AMFI_NETWORKS",
+    "EPAM_NETWORKS",
+    "Network",
+    "Trained",
+    "attention_of",
+    "check_classes",
+    "load_trained",
+    "outputs_of",
+    "scores_of",
+]
 
-Network = Literal["pose", "rgb", "epam"]
+Network = Literal["pose", "rgb", "epam", "skeleton", "resnet", "amfi"]
 
-_KINDS: Mapping[str, Network] = {"pose_xshiftnet": "pose", "rgb_xshiftnet": "rgb", "epam_net": "epam"}
+EPAM_NETWORKS: tuple[Network, ...] = ("pose", "rgb", "epam")
+AMFI_NETWORKS: tuple[Network, ...] = ("skeleton", "resnet", "amfi")
+"""The two families, each with its streams first, in the order in which they are trained."""
+
+_KINDS: Mapping[str, Network] = {
+    "pose_xshiftnet": "pose",
+    "rgb_xshiftnet": "rgb",
+    "epam_net": "epam",
+    "agcn": "skeleton",
+    "resnet3d_18": "resnet",
+    "amfi_net": "amfi",
+}
 
 
 @dataclass(frozen=True)
@@ -33,17 +55,16 @@ class Trained:
     network: nn.Module
     checkpoint: Checkpoint
 
+    @property
+    def graph(self) -> str | None:
+        """The name of its skeletons' joints, None where it sees none."""
+        return self.checkpoint.config.get("graph")
+
 
 def load_trained(path: Path, device: str) -> Trained:
-    """Load a checkpoint, native or released; HarcacheError where the caches can't feed its network."""
+    """Load a checkpoint, native or released; HarcacheError where it is damaged or something else."""
     network, checkpoint = load_any_network(path)
-    kind = _KINDS.get(checkpoint.network)
-    if kind is None:
-        raise HarcacheError(
-            f"{path} holds the network '{checkpoint.network}', which the caches can't feed; "
-            f"expected one of {', '.join(_KINDS)}"
-        )
-    return Trained(path, kind, network.to(device).eval(), checkpoint)
+    return Trained(path, _KINDS[checkpoint.network], network.to(device).eval(), checkpoint)
 
 
 def check_classes(trained: Trained, classes: Sequence[str], whose: str) -> None:
@@ -65,11 +86,13 @@ def check_classes(trained: Trained, classes: Sequence[str], whose: str) -> None:
             )
 
 
-def logits_of(network: nn.Module, batch: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return the logits of each head of the network, (B, classes): two of EPAM-Net, RGB first, else one."""
-    if isinstance(network, EPAMNet):
-        return list(network(batch["rgb"], batch["heatmaps"]))
-    return [network(batch["heatmaps" if isinstance(network, PoseXShiftNet) else "rgb"])]
+def outputs_of(network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Return what the network gives for a batch that is ready: two logits of EPAM-Net, RGB first, else one.
+
+    Of AMFI-Net the gate follows the logits.
+    """
+    outputs = network(*(batch[name] for name in input_shapes(network)))
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 @torch.inference_mode()
@@ -78,7 +101,9 @@ def scores_of(network: nn.Module, batch: Mapping[str, Tensor]) -> np.ndarray:
 
     Raises HarcacheError for a network whose answers are no finite numbers: diverged, or damaged.
     """
-    scores = torch.stack(logits_of(network, batch)).sum(0).double().cpu().numpy()
+    outputs = outputs_of(network, batch)
+    heads = outputs[:1] if isinstance(network, AMFINet) else outputs
+    scores = torch.stack(heads).sum(0).double().cpu().numpy()
     if not np.isfinite(scores).all():
         raise HarcacheError(
             "the network scores a clip with values that are no finite numbers; copy its file again, or train "

@@ -3,28 +3,30 @@
 Everything here is checked before any work: a wrong protocol or a stale store costs no minute of training.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cache
-from cache.streaming import Batch, ClipDataset, prepare
+from cache.streaming import ClipDataset
 from pipeline.clips import Clip, read_classes, read_manifest
 from pipeline.errors import HarcacheError, did_you_mean
-from pipeline.params import DatasetParams, QualityFlag, RecipeParams, TrainParams
+from pipeline.params import DatasetParams, RecipeParams
 from pipeline.progress import notice
 from stages import heatmap as heatmap_stage
 from stages import rgb as rgb_stage
 from stages.crop import read_crops
-from stages.training.networks import Network
+from stages.training.feeds import Feed, Section, feed_of, section_of
+from stages.training.networks import EPAM_NETWORKS, Network
 from stages.workspace import Workspace
 
 __all__ = [
     "CHECKPOINT",
+    "check_skeletons",
     "check_stores",
     "class_names",
     "make_dataset",
-    "preparation",
+    "open_dataset",
     "split_clips",
     "stores_of",
     "training_params",
@@ -33,21 +35,25 @@ __all__ = [
 CHECKPOINT = "network.pt"
 
 
-def training_params(params: DatasetParams) -> TrainParams:
-    """Return the dataset's training parameters; HarcacheError where it has none."""
-    if params.train is None:
-        raise HarcacheError(
-            f"params.yaml has no training.{params.name}; add it, with a protocol and recipes, as the demo's"
+def training_params(network: Network, params: DatasetParams) -> Section:
+    """Return the dataset's parameters for training such a network; HarcacheError where it has none."""
+    section = section_of(network, params)
+    if section is None:
+        key, example = (
+            ("training", "the demo's") if network in EPAM_NETWORKS else ("amfi", "presets/amfi has")
         )
-    return params.train
+        raise HarcacheError(
+            f"params.yaml has no {key}.{params.name}; add it, with a protocol and recipes, as {example}"
+        )
+    return section
 
 
-def class_names(workspace: Workspace, train: TrainParams) -> list[str]:
+def class_names(workspace: Workspace, train: Section) -> list[str]:
     """Return the class names of the protocol; HarcacheError where the dataset lacks it."""
     classes = read_classes(workspace.classes)
     if train.protocol not in classes:
         raise HarcacheError(
-            f"training.{workspace.dataset}.protocol is '{train.protocol}', which the dataset lacks. "
+            f"{train.KEY}.{workspace.dataset}.protocol is '{train.protocol}', which the dataset lacks. "
             f"{did_you_mean(train.protocol, classes) or 'Its clips have no labels.'}"
         )
     return classes[train.protocol]
@@ -65,7 +71,7 @@ def stores_of(workspace: Workspace) -> list[Path]:
     return [path for path in (workspace.rgb, workspace.heatmaps) if path != workspace.rgb or path.exists()]
 
 
-def split_clips(workspace: Workspace, train: TrainParams, split: str) -> list[Clip]:
+def split_clips(workspace: Workspace, train: Section, split: str) -> list[Clip]:
     """Return the labelled clips of a split that all stores hold; HarcacheError when there are none.
 
     Of the split "train", those with a flag of ``train.sample.exclude`` are left out.
@@ -79,7 +85,7 @@ def split_clips(workspace: Workspace, train: TrainParams, split: str) -> list[Cl
         and clip.label(train.protocol) is not None
     ]
     if split == "train" and train.sample.exclude:
-        clips = _without(train.sample.exclude, clips, workspace)
+        clips = _without(train, clips, workspace)
     if not clips:
         raise HarcacheError(
             f"{workspace.dataset} has no labelled clips in the {split} split of '{train.protocol}'; "
@@ -88,42 +94,63 @@ def split_clips(workspace: Workspace, train: TrainParams, split: str) -> list[Cl
     return clips
 
 
-def _without(flags: Sequence[QualityFlag], clips: Sequence[Clip], workspace: Workspace) -> list[Clip]:
+def _without(train: Section, clips: Sequence[Clip], workspace: Workspace) -> list[Clip]:
     crops = read_crops(workspace.crops)
     if any(crops[clip.id].quality is None for clip in clips if clip.id in crops):
         raise HarcacheError(
-            f"{workspace.crops} has no flags, which training.{workspace.dataset}.sample.exclude asks for; "
+            f"{workspace.crops} has no flags, which {train.KEY}.{workspace.dataset}.sample.exclude asks for; "
             "run the crop stage again"
         )
-    flagged = {crop.id for crop in crops.values() if {*crop.flags} & {*flags}}
+    flagged = {crop.id for crop in crops.values() if {*crop.flags} & {*train.sample.exclude}}
     kept = [clip for clip in clips if clip.id not in flagged]
-    notice(f"{len(clips) - len(kept)} of {len(clips)} training clips left out: {', '.join(flags)}")
+    notice(
+        f"{len(clips) - len(kept)} of {len(clips)} training clips left out: {', '.join(train.sample.exclude)}"
+    )
     return kept
 
 
+def check_skeletons(feed: Feed, workspace: Workspace) -> None:
+    """Raise HarcacheError where the dataset's poses are not the joints that a network's graph joins."""
+    if feed.joints is None or feed.poses is None:
+        return
+    store = cache.open(workspace.heatmaps)
+    there = feed.poses in store.attributes["arrays"]
+    joints = store.reader(feed.poses).row_shape[1] if there else 0
+    if joints != feed.joints:
+        found = f"{feed.poses} of {joints} joints" if there else f"no {feed.poses}"
+        raise HarcacheError(
+            f"{workspace.heatmaps} has {found}, expected {feed.joints}; amfi.{workspace.dataset}.model.graph "
+            "coco17 takes the poses that a network estimated, ntu25 NTU's Kinect skeletons"
+        )
+
+
 def make_dataset(
-    network: Network, workspace: Workspace, train: TrainParams, clips: Sequence[Clip], training: bool
+    network: Network, workspace: Workspace, train: Section, clips: Sequence[Clip], training: bool
 ) -> ClipDataset:
-    """Open what ``network`` reads: heatmaps, RGB or both; samples are random in training, else fixed."""
+    """Open what ``network`` reads: poses, RGB or both; samples are random in training, else fixed."""
     recipe: RecipeParams = getattr(train, network)
-    return ClipDataset(
-        [(clip.id, _label(clip, train.protocol)) for clip in clips],
-        rgb=None if network == "pose" else cache.open(workspace.rgb),
-        heatmaps=None if network == "rgb" else cache.open(workspace.heatmaps),
-        heatmap_source=train.sample.heatmaps,
-        train=training,
-        seed=train.seed,
-        flip=recipe.flip,
-        crop=recipe.crop,
-        clip_len=train.sample.clip_len,
-        rgb_frames=train.sample.rgb_frames,
-        views=1 if training else train.evaluate.clips,
+    feed = feed_of(network, train)
+    check_skeletons(feed, workspace)
+    drawn = {"seed": train.seed, "flip": recipe.flip, "crop": recipe.crop}
+    return open_dataset(feed, workspace, clips, train.protocol, training, **drawn)
+
+
+def open_dataset(
+    feed: Feed,
+    workspace: Workspace,
+    clips: Sequence[Clip],
+    protocol: str,
+    training: bool = False,
+    **drawn: Any,
+) -> ClipDataset:
+    """Open those stores of a dataset that are read; ``drawn`` as `Feed.dataset` has it."""
+    return feed.dataset(
+        [(clip.id, _label(clip, protocol)) for clip in clips],
+        cache.open(workspace.rgb) if feed.rgb else None,
+        cache.open(workspace.heatmaps) if feed.poses else None,
+        training,
+        **drawn,
     )
-
-
-def preparation(params: DatasetParams) -> Callable[..., Batch]:
-    """Return ``cache.streaming.prepare`` for heatmaps as the dataset's are."""
-    return partial(prepare, heatmap_size=params.heatmap.size, sigma=params.heatmap.sigma)
 
 
 def _label(clip: Clip, protocol: str) -> int:

@@ -188,3 +188,38 @@ def test_a_preset_is_a_training_section_as_it_stands(tmp_path: Path, preset: Pat
         assert (recipe.epochs, recipe.batch_size, recipe.scaled_lr) == (epochs, batch, pytest.approx(rate))
         assert (recipe.momentum, recipe.weight_decay, recipe.clip_norm, recipe.flip) == (0.9, 3e-4, 40, 0.5)
     assert train.model == ModelParams() and (train.pose.crop, train.sample.clip_len) == (0.56, 48)
+
+
+@pytest.mark.parametrize(
+    ("name", "protocols", "graph"), [("ntu60", ("xsub", "xview"), "ntu25"), ("utd_mhad", ("xsub",), "coco17")]
+)
+def test_a_preset_of_amfi_net_is_the_papers_two_steps(
+    tmp_path: Path, name: str, protocols: tuple[str, ...], graph: str
+) -> None:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    preset = yaml.safe_load((ROOT / "presets" / "amfi" / f"{name}.yaml").read_text())
+    assert list(preset) == ["amfi"] and list(preset["amfi"]) == [name]
+    content["datasets"][name] = content["datasets"]["demo"]
+    for protocol in protocols:
+        preset["amfi"][name]["protocol"] = protocol
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(content | preset))
+        amfi = load_params(tmp_path / "params.yaml", dataset=name).amfi
+        assert amfi is not None and (amfi.protocol, amfi.model.graph) == (protocol, graph)
+    assert (amfi.sample.rgb_frames, amfi.sample.rgb_size) == (16, 112)
+    for stream in (amfi.skeleton, amfi.resnet):
+        assert (stream.scaled_lr, stream.weight_decay) == (0.1, 5e-4)
+    fusion = amfi.amfi
+    assert (fusion.epochs, fusion.scaled_lr, fusion.lr_drops, fusion.gate_weight) == (6, 0.01, (3,), 1.5)
+
+
+def test_a_wrong_key_of_amfi_net_is_named_in_full(tmp_path: Path) -> None:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    section = yaml.safe_load((ROOT / "presets" / "amfi" / "ntu60.yaml").read_text())["amfi"]["ntu60"]
+    for key, value, message in (
+        ("graph", "ntu", r"amfi\.demo\.model\.graph is 'ntu'. Did you mean 'ntu25'\?"),
+        ("width", 8, r"amfi\.demo\.model\.width is no parameter"),
+    ):
+        wrong = section | {"model": {key: value}}
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(content | {"amfi": {"demo": wrong}}))
+        with pytest.raises(HarcacheError, match=message):
+            load_params(tmp_path / "params.yaml", dataset="demo")

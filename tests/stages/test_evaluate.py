@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cache.streaming import ClipLoader
-from models.checkpoints import build_network, load_checkpoint, load_network, save_checkpoint
+from models.checkpoints import load_checkpoint, load_network, save_checkpoint
 from models.xshiftnet import PoseXShiftNet
 from pipeline.clips import read_classes, read_manifest, write_manifest
 from pipeline.engine import Engine
@@ -22,7 +22,8 @@ from stages import evaluate
 from stages.evaluate import detection_quality, pck
 from stages.quality import FLAGS
 from stages.scoring.accuracy import in_pairs
-from stages.training.samples import CHECKPOINT, make_dataset, preparation, split_clips
+from stages.training.feeds import preparation
+from stages.training.samples import CHECKPOINT, make_dataset, split_clips
 from stages.workspace import Workspace
 from tests.projects import digests
 
@@ -130,7 +131,7 @@ def _run_own(
     checkpoints: list[Path], views: int | None, out: Path, params: DatasetParams, workspace: Workspace
 ) -> dict[str, Any]:
     with Engine(workers=0) as engine:
-        return evaluate.run_own(checkpoints, views, out, params, workspace, engine)
+        return evaluate.run_own(checkpoints, views, out, False, params, workspace, engine)
 
 
 def _as_released(network: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -263,7 +264,7 @@ def test_ten_samples_are_the_mean_of_the_ten_that_testing_draws(
     samples = make_dataset("pose", trained, many, split_clips(trained, many, "test"), False)
     network, _ = load_network(trained.training("pose") / CHECKPOINT)
     with torch.inference_mode():
-        batch = preparation(params)(next(iter(ClipLoader(samples, len(samples)))))
+        batch = preparation("epam", params)(next(iter(ClipLoader(samples, len(samples)))))
         logits = network.eval()(batch["heatmaps"]).view(2, 10, -1)
     assert not torch.allclose(logits[:, 0], logits[:, 1])
     with np.load(tmp_path / "scores.npz") as kept:
@@ -324,19 +325,10 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_before_any_work(
     assert not (tmp_path / "own").exists()
 
 
-def test_a_network_that_the_caches_cannot_feed_is_refused(
-    trained: Workspace, params: DatasetParams, tmp_path: Path
+def test_an_empty_test_split_is_refused(
+    own_demo: Workspace, trained: Workspace, params: DatasetParams, tmp_path: Path
 ) -> None:
-    path = tmp_path / "agcn.pt"
-    save_checkpoint(path, build_network("agcn", {"num_classes": 12}))
-    with pytest.raises(
-        HarcacheError, match="holds the network 'agcn', which the caches can't feed; expected"
-    ):
-        _run_own([path], None, tmp_path, params, trained)
-
-
-def test_an_empty_test_split_is_refused(own_demo: Workspace, params: DatasetParams, tmp_path: Path) -> None:
     clips = read_manifest(own_demo.manifest)
     write_manifest(own_demo.manifest, [clip for clip in clips if clip.split("xsub") == "train"])
     with pytest.raises(HarcacheError, match="no labelled clips in the test split of 'xsub'"):
-        _run_own([], None, tmp_path, params, own_demo)
+        _run_own([trained.training("pose") / CHECKPOINT], None, tmp_path, params, own_demo)

@@ -28,6 +28,7 @@ from stages.pictures.overlay import Shown, _draw
 from stages.predict import Options, Predictor, cut, videos_of
 from stages.scoring.accuracy import softmax
 from stages.train import CHECKPOINT
+from stages.training.feeds import feed_of
 from stages.workspace import Workspace
 
 # Batches differ from evaluation's, so sums are rounded otherwise.
@@ -43,7 +44,9 @@ def _probabilities(found: dict[str, Any]) -> list[np.ndarray]:
 def _evaluated(network: str, params: DatasetParams, workspace: Workspace, out: Path) -> dict[str, np.ndarray]:
     """What evaluation from the caches says of each test clip."""
     with Engine(workers=0) as engine:
-        evaluate.run_own([workspace.training(network) / CHECKPOINT], None, out, params, workspace, engine)
+        evaluate.run_own(
+            [workspace.training(network) / CHECKPOINT], None, out, False, params, workspace, engine
+        )
     with np.load(out / "scores.npz") as kept:
         return dict(zip(kept["id"].tolist(), softmax(kept[network].astype(float)), strict=True))
 
@@ -144,7 +147,7 @@ def test_of_a_long_video_few_frames_are_held_at_a_time(
     with progress(frames, "long") as bar:
         told = [
             (one.seen.start, one.frames)
-            for one in read_samples(path, frames, seen, "epam", params, SampleParams(8, 4), 1, bar)
+            for one in read_samples(path, frames, seen, feed_of("epam", params.train), params, bar)
         ]
     assert [start for start, _ in told] == [one.start for one in seen]
     assert all(start <= min(used) and max(used) < start + 60 for start, used in told)
@@ -240,7 +243,7 @@ def test_a_network_that_diverged_is_refused(
     with pytest.raises(HarcacheError, match=message):
         predictor.predict(min(trained.videos.glob("*.mp4")), Options())
     with Engine(workers=0) as engine, pytest.raises(HarcacheError, match=message):
-        evaluate.run_own([tmp_path / "nan.pt"], None, tmp_path, params, trained, engine)
+        evaluate.run_own([tmp_path / "nan.pt"], None, tmp_path, False, params, trained, engine)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
 from pipeline.params import DatasetParams, IndexParams, from_mapping, to_mapping
 from stages import index, train
-from stages.training.samples import CHECKPOINT, Network, make_dataset, preparation, split_clips
+from stages.training.feeds import preparation
+from stages.training.samples import CHECKPOINT, Network, make_dataset, split_clips
 from stages.workspace import Workspace
 
 _NETWORKS: tuple[Network, ...] = ("pose", "rgb", "epam")
@@ -132,7 +133,7 @@ def test_heatmaps_drawn_from_keypoints_are_those_of_the_volume(
     maps = []
     for chosen in (params.train, drawn):
         batches = ClipLoader(make_dataset("pose", demo, chosen, clips, False), len(clips))
-        maps.append(preparation(params)(next(iter(batches)))["heatmaps"])
+        maps.append(preparation("epam", params)(next(iter(batches)))["heatmaps"])
     assert maps[0].max() > 0.3
     # Half a grey level that the volume rounds by, and what float16 moves a joint.
     assert (maps[0] - maps[1]).abs().max() < 5.5 / 255

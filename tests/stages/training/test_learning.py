@@ -25,9 +25,10 @@ from stages.building import inputs_from, parts_of
 from stages.crop import Crop, read_crops
 from stages.train import BEST, How
 from stages.training import room
+from stages.training.feeds import preparation
 from stages.training.learning import Learner, launch
 from stages.training.resume import Signals
-from stages.training.samples import CHECKPOINT, preparation, split_clips
+from stages.training.samples import CHECKPOINT, split_clips
 from stages.workspace import Workspace
 from tests.stages.conftest import PARAMS
 
@@ -110,7 +111,7 @@ def _losses(workspace: Workspace, params: DatasetParams, stores: tuple[Any, Any]
     network = EPAMNet(12, width=8, rgb_blocks=(1, 1, 1), pose_blocks=(1, 1, 1))
     loaders = [ClipLoader(dataset, 2, workers=1) for _ in range(2)]
     recipe = replace(_RECIPE, epochs=3, lr=0.05)
-    learner = Learner(fabric, network, recipe, loaders[0], loaders[1], preparation(params), "test")
+    learner = Learner(fabric, network, recipe, loaders[0], loaders[1], preparation("epam", params), "test")
     seen: list[float] = []
     add = learner.curves.add
 
@@ -147,7 +148,13 @@ def test_parts_of_a_step_learn_what_the_whole_does_where_no_statistics_are_taken
         recipe = replace(_RECIPE, batch_size=3, accumulate=accumulate, epochs=2, lr=0.1)
         loaders = [ClipLoader(dataset, 3, workers=1) for _ in range(2)]
         learner = Learner(
-            launch("cpu", "float32"), network, recipe, loaders[0], loaders[1], preparation(PARAMS), "test"
+            launch("cpu", "float32"),
+            network,
+            recipe,
+            loaders[0],
+            loaders[1],
+            preparation("epam", PARAMS),
+            "test",
         )
         learner.learn(Signals(), float("inf"), lambda: None, lambda better: None)
         weights.append({name: value.clone() for name, value in network.state_dict().items()})
