@@ -6,6 +6,7 @@ Modules are imported by the command that needs them, so that help and errors com
 import importlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -225,8 +226,19 @@ def _lock(stage: str, data: Path) -> AbstractContextManager[None]:
     """Return the dataset's lock; of processes that train together the first holds it for all."""
     from pipeline.parts import dataset_lock
 
-    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
-    return nullcontext() if stage == "train" and rank != "0" else dataset_lock(data)
+    return nullcontext() if stage == "train" and not _is_first() else dataset_lock(data)
+
+
+def _is_first() -> bool:
+    """Whether this is the first, or only, of the processes that torchrun or srun started."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+def _kept_for_json(as_json: bool) -> AbstractContextManager[None]:
+    """Keep standard output for JSON, where that is asked for: what a stage prints is a notice then."""
+    from pipeline.progress import as_notices
+
+    return as_notices() if as_json else nullcontext()
 
 
 def _add_stage(name: str, text: str) -> None:
@@ -247,8 +259,15 @@ for _name, _text in _STAGES.items():
 @click.option("--save-every", type=click.FloatRange(0), default=60, help="Seconds between states on disk.")
 @click.option("--anew", is_flag=True, help="Start again, whatever state is there.")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files as well.")
+@_json_option
 def train(
-    network: str, compiled: bool, save_every: float, anew: bool, tensorboard: bool, **options: Any
+    network: str,
+    compiled: bool,
+    save_every: float,
+    anew: bool,
+    tensorboard: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Train a NETWORK from the caches: EPAM-Net's streams pose and rgb, then epam from both.
 
@@ -260,10 +279,13 @@ def train(
     Example: harcache train epam demo
     """
     how = {"compiled": compiled, "save_every": save_every, "anew": anew, "tensorboard": tensorboard}
-    stopped = _run("train", network, how=how, **options)
-    if stopped is not None:
+    with _kept_for_json(as_json):
+        summary = _run("train", network, how=how, **options)
+    if as_json and _is_first():
+        click.echo(json.dumps(asdict(summary), indent=1))
+    if summary.stopped is not None:
         # As a shell says it of a process that a signal ended.
-        sys.exit(128 + stopped)
+        sys.exit(128 + signal.Signals[summary.stopped])
 
 
 @main.command()
@@ -282,17 +304,26 @@ def train(
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for results; with it or an option above, no other results are written.",
 )
+@_json_option
 def evaluate(
-    checkpoints: tuple[Path, ...], amfi: bool, clips: int | None, out: Path | None, **options: Any
+    checkpoints: tuple[Path, ...],
+    amfi: bool,
+    clips: int | None,
+    out: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Measure the trained networks on the test split, and the stages where the truth is known.
 
     Example: harcache evaluate demo
     """
-    if checkpoints or amfi or clips or out:
-        _run("evaluate", checkpoints, clips, out, amfi, entry="run_own", **options)
-    else:
-        _run("evaluate", **options)
+    with _kept_for_json(as_json):
+        if checkpoints or amfi or clips or out:
+            metrics = _run("evaluate", checkpoints, clips, out, amfi, entry="run_own", **options)
+        else:
+            metrics = _run("evaluate", **options)
+    if as_json:
+        click.echo(json.dumps(metrics, indent=1))
 
 
 @main.command()

@@ -4,6 +4,7 @@ Written to stderr, so that what a command prints on stdout can be read by anothe
 """
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from rich import progress as rich_progress
 
-__all__ = ["Progress", "notice", "progress", "quietly"]
+__all__ = ["Progress", "as_notices", "notice", "progress", "quietly"]
 
 _SECONDS_BETWEEN_LINES = 10.0
 _is_quiet = False
@@ -40,6 +41,16 @@ def notice(text: str) -> None:
     """Tell the user what is neither a result nor an error."""
     if not _is_quiet:
         print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def as_notices() -> Iterator[None]:
+    """Show what the block prints on standard output as notices are: on stderr, or not at all."""
+    with (
+        open(os.devnull, "w") if _is_quiet else contextlib.nullcontext(sys.stderr) as shown,
+        contextlib.redirect_stdout(shown),
+    ):
+        yield
 
 
 @contextlib.contextmanager

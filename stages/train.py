@@ -52,7 +52,7 @@ from stages.training.samples import (
 )
 from stages.workspace import Workspace
 
-__all__ = ["BEST", "How", "run"]
+__all__ = ["BEST", "How", "Summary", "run"]
 
 BEST = "best.pt"
 
@@ -75,14 +75,34 @@ class How:
     workers: int | None = None
 
 
+@dataclass(frozen=True)
+class Summary:
+    """How a run went, for the command line's ``--json``.
+
+    ``stopped`` names the signal that ended it early. ``curves``: by split the last epoch that was closed, its
+    loss and its top-1 ``accuracy``. The rest is of all epochs that are over, in all processes, and
+    ``warning`` what made them wait too long.
+    """
+
+    dataset: str
+    network: str
+    step: int
+    steps: int
+    stopped: str | None
+    curves: dict[str, dict[str, float]]
+    samples_per_second: float
+    wait_share: float
+    warning: str | None
+    folder: str
+
+
 def run(
     network: Network, params: DatasetParams, workspace: Workspace, engine: Engine, how: How | None = None
-) -> signal.Signals | None:
+) -> Summary:
     """Train one network and write its checkpoints, curves and logs into its training folder.
 
     Training runs in this process, not on the engine's workers, or in those that torchrun or srun started. It
-    goes on from the state in the folder unless that is of other parameters or data. Returns the signal that
-    stopped it before its end, else None.
+    goes on from the state in the folder unless that is of other parameters or data.
 
     Raises HarcacheError, before any work, when the dataset has no training parameters, protocol, classes or
     clips, when its stores or the checkpoints to start from are missing, damaged or do not fit, or when the
@@ -130,10 +150,24 @@ def run(
     left.open_journal(how.tensorboard)
     with stopping() as signals:
         over = learner.learn(signals, how.save_every, left.save, left.note)
-    if over:
+    stopped = None if over else signals.received or signal.SIGTERM
+    if stopped is None:
         left.finish(f"{len(clips)} clips, {recipe.epochs} epochs")
-        return None
-    return _stopped(signals.received or signal.SIGTERM, learner, name, fabric.global_rank)
+    else:
+        _stop(stopped, learner, name, fabric.global_rank)
+    waits = learner.waits
+    return Summary(
+        workspace.dataset,
+        network,
+        learner.step,
+        learner.steps,
+        None if stopped is None else stopped.name,
+        learner.curves.latest(),
+        waits.samples_per_second * learner.processes,
+        waits.share,
+        waits.warning(),
+        str(workspace.training(network)),
+    )
 
 
 @dataclass
@@ -217,7 +251,7 @@ class _Folder:
             print(f"{self.name}: {text}", flush=True)
 
 
-def _stopped(received: signal.Signals, learner: Learner, name: str, rank: int) -> signal.Signals:
+def _stop(received: signal.Signals, learner: Learner, name: str, rank: int) -> None:
     """Say where a run stopped, and have SLURM run its job again if it is SLURM's own warning that came."""
     if rank == 0:
         print(
@@ -228,7 +262,6 @@ def _stopped(received: signal.Signals, learner: Learner, name: str, rank: int) -
         job = os.environ.get("SLURM_JOB_ID")
         if received == signal.SIGUSR1 and job is not None:
             requeue(job)
-    return received
 
 
 def _configure(device: torch.device) -> None:

@@ -79,11 +79,18 @@ class Curves:
             writer.writerows((row[0], row[1], f"{row[place]:.5f}") for row in sorted(self.rows))
             write_atomically(folder / f"{name}.csv", text.getvalue().encode())
 
+    def latest(self) -> dict[str, dict[str, float]]:
+        """Return the last row of each split: its epoch, loss and accuracy."""
+        return {
+            split: {"epoch": epoch, "loss": loss, "accuracy": right}
+            for epoch, split, loss, right in sorted(self.rows)
+        }
+
     def summary(self) -> str:
         """Return the last row of each split in words."""
-        last = {split: (loss, right) for _, split, loss, right in sorted(self.rows)}
         return "; ".join(
-            f"{split}: loss {loss:.3f}, top-1 {right:.1%}" for split, (loss, right) in last.items()
+            f"{split}: loss {last['loss']:.3f}, top-1 {last['accuracy']:.1%}"
+            for split, last in self.latest().items()
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.nn import functional
@@ -48,18 +49,35 @@ def launch(device: str, precision: str) -> Fabric:
         num_nodes=nodes,
         strategy=strategy,
         precision=_PRECISIONS[precision],
+        # One process needs nobody, whatever job of SLURM's it runs in.
+        plugins=[LightningEnvironment()] if alone else None,
     )
     fabric.launch()
     return fabric
 
 
 def processes() -> tuple[int, int]:
-    """Return how many processes train on each machine, and on how many machines."""
+    """Return how many processes train on each machine, and on how many machines.
+
+    Raises HarcacheError where SLURM is to start several and srun did not, for which one would wait for ever,
+    or where it does not say how many to a machine.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         return local, int(os.environ["WORLD_SIZE"]) // local
-    if int(os.environ.get("SLURM_NTASKS", 1)) > 1:
-        return int(os.environ.get("SLURM_NTASKS_PER_NODE", 1)), int(os.environ.get("SLURM_NNODES", 1))
+    tasks = int(os.environ.get("SLURM_NTASKS", 1))
+    if tasks > 1:
+        if "SLURM_STEP_ID" not in os.environ:
+            raise HarcacheError(
+                f"this SLURM job has {tasks} tasks, but srun did not start this one; put srun before the "
+                "command, or srun --ntasks=1 to train in one process"
+            )
+        if "SLURM_NTASKS_PER_NODE" not in os.environ:
+            raise HarcacheError(
+                f"SLURM started {tasks} tasks and does not say how many a node; give sbatch "
+                "--ntasks-per-node instead of --ntasks"
+            )
+        return int(os.environ["SLURM_NTASKS_PER_NODE"]), int(os.environ.get("SLURM_NNODES", 1))
     return 1, 1
 
 
@@ -306,9 +324,11 @@ class Learner:
         if len(states["cpu"]) != self._fabric.world_size:
             torch.manual_seed(hash((self.step, rank)))
             return
-        torch.set_rng_state(states["cpu"][rank])
-        if "cuda" in states and self._fabric.device.type == "cuda":
-            torch.cuda.set_rng_state(states["cuda"][rank], self._fabric.device)
+        # Of their own memory: PyTorch reads a row's from where its table begins, or crashes.
+        own = {kind: each[rank].clone() for kind, each in states.items()}
+        torch.set_rng_state(own["cpu"])
+        if "cuda" in own and self._fabric.device.type == "cuda":
+            torch.cuda.set_rng_state(own["cuda"], self._fabric.device)
 
 
 def _rows(batch: Mapping[str, Tensor], first: int, end: int) -> Batch:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import socket
 import threading
@@ -22,7 +23,7 @@ from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
 from pipeline.params import DatasetParams
 from stages import train
-from stages.train import How
+from stages.train import How, Summary
 from stages.training import learning, resume
 from stages.training.learning import Learner
 from stages.training.resume import STATE, read_state, write_state
@@ -50,7 +51,7 @@ def _fresh(demo: Workspace, project: Path) -> Workspace:
     return workspace
 
 
-def _run(workspace: Workspace, params: DatasetParams, **how: Any) -> signal.Signals | None:
+def _run(workspace: Workspace, params: DatasetParams, **how: Any) -> Summary:
     torch.set_num_threads(1)
     with Engine(workers=0) as engine:
         return train.run("pose", params, workspace, engine, How(save_every=0, **how))
@@ -66,13 +67,13 @@ def _run_until(workspace: Workspace, params: DatasetParams, step: int, later: fl
         learn(learner, batch)
 
     Learner._learn_from = watched  # type: ignore[method-assign]
-    stopped = _run(workspace, params)
-    os._exit(0 if stopped is None else 128 + stopped)
+    stopped = _run(workspace, params).stopped
+    os._exit(0 if stopped is None else 128 + signal.Signals[stopped])
 
 
-def _run_as(workspace: Workspace, params: DatasetParams, rank: int, ranks: int, port: int) -> None:
-    """Run as one of the processes that torchrun starts."""
-    os.environ |= {
+def _by_torchrun(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What torchrun tells each of the processes that it starts."""
+    return {
         "TORCHELASTIC_RUN_ID": "test",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -82,17 +83,33 @@ def _run_as(workspace: Workspace, params: DatasetParams, rank: int, ranks: int, 
         "WORLD_SIZE": str(ranks),
         "LOCAL_WORLD_SIZE": str(ranks),
     }
-    try:
-        _run(workspace, params)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    # At once: multiprocessing would wait for the loader's processes, which end with this one.
-    os._exit(0)
 
 
-def _run_exactly_as(workspace: Workspace, params: DatasetParams, rank: int, ranks: int, port: int) -> None:
-    """The same in float64: in float32 ten steps blow the last digits up to some 1e-5."""
+def _by_srun(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What SLURM tells each of the processes that srun starts on one machine, which is not the port."""
+    return {
+        "SLURM_JOB_ID": str(40000 + port - 15000),
+        "SLURM_JOB_NAME": "train",
+        "SLURM_STEP_ID": "0",
+        "SLURM_NNODES": "1",
+        "SLURM_NODELIST": "localhost",
+        "SLURM_NODEID": "0",
+        "SLURM_NTASKS": str(ranks),
+        "SLURM_NTASKS_PER_NODE": str(ranks),
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank),
+    }
+
+
+def _run_exactly(
+    workspace: Workspace,
+    params: DatasetParams,
+    told: dict[str, str],
+    run: Callable[..., Any] = _run,
+    *more: Any,
+) -> None:
+    """Run as one of several processes, and in float64: in float32 ten steps blow the last digits up."""
+    os.environ |= told
     learning._PRECISIONS["float32"] = "64-true"
     make = Learner.__init__
 
@@ -101,7 +118,13 @@ def _run_exactly_as(workspace: Workspace, params: DatasetParams, rank: int, rank
         make(learner, fabric, network, *before, lambda *batch: _doubled(prepare(*batch)), label, compiled)
 
     Learner.__init__ = exactly  # type: ignore[method-assign]
-    _run_as(workspace, params, rank, ranks, port)
+    try:
+        run(workspace, params, *more)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    # At once: multiprocessing would wait for the loader's processes, which end with this one.
+    os._exit(0)
 
 
 def _doubled(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -130,7 +153,7 @@ def _files(workspace: Workspace) -> dict[str, str]:
 def whole(demo: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A run that nothing stopped."""
     workspace = _fresh(demo, tmp_path_factory.mktemp("whole"))
-    assert _run(workspace, _recipe()) is None
+    assert _run(workspace, _recipe()).stopped is None
     return workspace
 
 
@@ -152,21 +175,20 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     process.join()
     assert process.exitcode == -signal.SIGKILL
     state = read_state(workspace.training("pose") / STATE)
-    assert _run(workspace, _recipe(), workers=workers) is None
+    assert _run(workspace, _recipe(), workers=workers).stopped is None
     assert (state is None) == ("goes on from step" not in capsys.readouterr().out)
     _assert_same(workspace, whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_run_that_is_asked_to_stop_saves_its_step_and_says_so(
-    demo: Workspace, whole: Workspace, tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str]
+    demo: Workspace, whole: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workspace = _fresh(demo, tmp_path)
-    process = _start(_run_until, workspace, _recipe(), 4, 0, number)
+    process = _start(_run_until, workspace, _recipe(), 4, 0, signal.SIGTERM)
     process.join()
-    assert process.exitcode == 128 + number
+    assert process.exitcode == 128 + signal.SIGTERM
     assert not (workspace.training("pose") / CHECKPOINT).exists()
-    assert _run(workspace, _recipe()) is None
+    assert _run(workspace, _recipe()).stopped is None
     assert f"train pose: goes on from step 5 of {_STEPS}" in capsys.readouterr().out
     _assert_same(workspace, whole)
 
@@ -241,31 +263,57 @@ def test_a_requeue_asks_slurm_and_its_refusal_is_told(
                 resume.requeue("4711")
 
 
-@pytest.fixture(scope="module", params=[4, 3], ids=["even", "uneven"])
+def _without_dropout(**recipe: Any) -> DatasetParams:
+    params = _recipe(**recipe)
+    assert params.train is not None
+    model = replace(params.train.model, dropout=0.0)
+    return replace(params, train=replace(params.train, model=model))
+
+
+def _free_port() -> int:
+    """A port that nobody uses, of the 10,000 that the last digits of a SLURM job's number choose from."""
+    for port in random.Random(os.getpid()).sample(range(15000, 25000), 10000):
+        with socket.socket() as tried:
+            try:
+                tried.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")
+
+
+def _run_together(
+    workspace: Workspace, params: DatasetParams, ranks: int, tells: Callable[..., dict[str, str]], *more: Any
+) -> list[int | None]:
+    """Train with so many processes and return how each of them ended."""
+    port = _free_port()
+    processes = [
+        _start(_run_exactly, workspace, params, tells(rank, ranks, port), *more) for rank in range(ranks)
+    ]
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+@pytest.fixture(scope="module", params=[(4, 1), (3, 1), (4, 2)], ids=["even", "uneven", "in parts"])
 def shared(
     request: pytest.FixtureRequest, demo: Workspace, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Workspace, Workspace]:
-    """The same run by one process and by two; of three clips the second has none in the last step."""
-    assert PARAMS.train is not None
-    model = replace(PARAMS.train.model, dropout=0.0)
-    params = _recipe()
-    assert params.train is not None
-    params = replace(params, train=replace(params.train, model=model))
+    """The same run by one process and by two; of three clips the second has none in the last step.
+
+    In parts, gradients of two make a step, and statistics are of a part in all processes.
+    """
+    count, parts = request.param
+    params = _without_dropout(batch_size=2 * parts, accumulate=parts)
     workspaces = []
     for ranks in (1, 2):
         workspace = _fresh(demo, tmp_path_factory.mktemp(f"by{ranks}"))
-        if request.param == 3:
+        if count == 3:
             clips = read_manifest(workspace.manifest)
             workspace.manifest.unlink()
             left_out = next(clip for clip in clips if clip.split("xsub") == "train")
             write_manifest(workspace.manifest, [clip for clip in clips if clip != left_out])
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        processes = [_start(_run_exactly_as, workspace, params, rank, ranks, port) for rank in range(ranks)]
-        for process in processes:
-            process.join()
-        assert [process.exitcode for process in processes] == [0] * ranks
+        assert _run_together(workspace, params, ranks, _by_torchrun) == [0] * ranks
         workspaces.append(workspace)
     return workspaces[0], workspaces[1]
 
@@ -280,3 +328,43 @@ def test_two_processes_learn_what_one_does(shared: tuple[Workspace, Workspace]) 
 def test_two_processes_measure_what_one_does(shared: tuple[Workspace, Workspace]) -> None:
     one, two = map(_files, shared)
     assert one["accuracy.csv"] == two["accuracy.csv"]
+
+
+@pytest.mark.parametrize("shared", [(4, 1)], ids=["even"], indirect=True)
+def test_a_slurm_job_that_is_warned_is_queued_again_and_goes_on(
+    demo: Workspace, shared: tuple[Workspace, Workspace], tmp_path: Path
+) -> None:
+    workspace, params = _fresh(demo, tmp_path / "project"), _without_dropout()
+    program, asked, saved = (tmp_path / name for name in ("scontrol", "asked", "saved.pt"))
+    program.write_text(f'#!/bin/sh\necho "$@" >> {asked}\ncp {workspace.training("pose") / STATE} {saved}\n')
+    program.chmod(0o755)
+
+    def tells(*place: int) -> dict[str, str]:
+        return _by_srun(*place) | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+
+    stopped = _run_together(workspace, params, 2, tells, _run_until, 4, 0, signal.SIGUSR1)
+    assert stopped == [128 + signal.SIGUSR1] * 2
+    assert re.fullmatch(r"requeue 4\d{4}\n", asked.read_text())
+    state = read_state(saved)
+    assert state is not None and 5 <= state["learner"]["step"] < _STEPS
+    # A step 0 would kill it.
+    assert _run_together(workspace, params, 2, tells, _run_until, 0, 0, signal.SIGKILL) == [0, 0]
+    one, two = _weights(shared[0]), _weights(workspace)
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, r"this SLURM job has 4 tasks, but srun did not start this one; put srun before"),
+        ({"SLURM_STEP_ID": "0"}, r"does not say how many a node; give sbatch --ntasks-per-node"),
+    ],
+)
+def test_a_slurm_job_that_would_wait_for_ever_is_refused(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], message: str
+) -> None:
+    for name, value in ({"SLURM_NTASKS": "4"} | given).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(HarcacheError, match=message):
+        learning.launch("cpu", "float32")

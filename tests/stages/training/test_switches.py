@@ -1,0 +1,104 @@
+"""Each switch of training does what it says, and leaves what is learnt as it was but for rounding."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from cli import main
+from models.checkpoints import load_checkpoint
+from models.xshiftnet import PoseXShiftNet
+from pipeline.engine import Engine
+from pipeline.errors import HarcacheError
+from pipeline.params import DatasetParams, to_mapping
+from stages import train
+from stages.train import How, Summary
+from stages.training.networks import load_trained
+from stages.training.samples import CHECKPOINT
+from stages.workspace import Workspace
+from tests.stages.conftest import PARAMS
+
+
+def _with(**recipe: Any) -> DatasetParams:
+    assert PARAMS.train is not None
+    return replace(PARAMS, train=replace(PARAMS.train, pose=replace(PARAMS.train.pose, **recipe)))
+
+
+def _run(workspace: Workspace, params: DatasetParams = PARAMS, **how: Any) -> Summary:
+    with Engine(workers=0) as engine:
+        return train.run("pose", params, workspace, engine, How(anew=True, **how))
+
+
+@pytest.fixture
+def harcache(own_demo: Workspace, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Call the command line in the project of `own_demo`."""
+    project = own_demo.data.parents[1]
+    sections = to_mapping(PARAMS)
+    name, training = sections.pop("name"), sections.pop("train")
+    content = {"datasets": {name: sections}, "training": {name: training}}
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(project)
+    return lambda *arguments: CliRunner().invoke(main, [*arguments, "--device", "cpu"])
+
+
+def test_json_is_alone_on_standard_output_and_tells_how_training_and_evaluation_went(
+    harcache: Callable[..., Any],
+) -> None:
+    done = harcache("--quiet", "train", "pose", "demo", "--json")
+    assert (done.exit_code, done.stderr) == (0, "")
+    told = json.loads(done.stdout)
+    assert (told["network"], told["step"], told["steps"], told["stopped"]) == ("pose", 2, 2, None)
+    assert told["curves"].keys() == {"train", "test"} and told["curves"]["test"]["epoch"] == 1
+    network = Path(told["folder"]) / CHECKPOINT
+    done = harcache("evaluate", "demo", "--json", "--checkpoint", str(network))
+    assert done.exit_code == 0 and "2 test clips of 'xsub'" in done.stderr
+    told = json.loads(done.stdout)
+    assert told["top1"].keys() == {"pose"} and told["checkpoints"] == [str(network)]
+
+
+def test_half_precision_learns_what_whole_precision_does(own_demo: Workspace) -> None:
+    whole, half = (
+        _run(own_demo, _with(epochs=3, precision=precision)).curves for precision in ("float32", "bfloat16")
+    )
+    for split in ("train", "test"):
+        assert half[split]["loss"] != whole[split]["loss"]
+        assert half[split]["loss"] == pytest.approx(whole[split]["loss"], rel=0.02)
+    made = load_checkpoint(own_demo.training("pose") / CHECKPOINT).state_dict
+    assert {value.dtype for value in made.values()} == {torch.float32, torch.int64}
+
+
+@pytest.mark.slow  # Inductor has a C++ compiler build the step, forward and backward.
+def test_a_compiled_network_learns_the_same_and_is_written_as_any_other(own_demo: Workspace) -> None:
+    plain = _run(own_demo, _with(epochs=2)).curves
+    compiled = _run(own_demo, _with(epochs=2), compiled=True).curves
+    for split in ("train", "test"):
+        assert compiled[split]["loss"] == pytest.approx(plain[split]["loss"], rel=1e-3)
+    assert isinstance(load_trained(own_demo.training("pose") / CHECKPOINT, "cpu").network, PoseXShiftNet)
+
+
+def test_tensorboard_shows_each_epoch(own_demo: Workspace) -> None:
+    events = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs the extra tensorboard"
+    )
+    told = _run(own_demo, _with(epochs=2), tensorboard=True)
+    written = events.EventAccumulator(str(own_demo.training("pose") / "tensorboard")).Reload()
+    assert {"train/loss", "test/accuracy", "lr", "wait_share"} <= {*written.Tags()["scalars"]}
+    losses = written.Scalars("train/loss")
+    assert [each.step for each in losses] == [1, 2]
+    assert losses[-1].value == pytest.approx(told.curves["train"]["loss"])
+
+
+def test_tensorboard_that_is_not_there_is_named_before_any_step(
+    own_demo: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(HarcacheError, match="--tensorboard needs the package tensorboard, which the extra"):
+        _run(own_demo, tensorboard=True)
+    assert not (own_demo.training("pose") / CHECKPOINT).exists()
