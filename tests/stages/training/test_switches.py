@@ -48,15 +48,19 @@ def harcache(own_demo: Workspace, monkeypatch: pytest.MonkeyPatch) -> Callable[.
     return lambda *arguments: CliRunner().invoke(main, [*arguments, "--device", "cpu"])
 
 
-def test_json_is_alone_on_standard_output_and_tells_how_training_and_evaluation_went(
-    harcache: Callable[..., Any],
-) -> None:
+def test_json_alone_is_on_standard_output_and_tells_how_training_went(harcache: Callable[..., Any]) -> None:
     done = harcache("--quiet", "train", "pose", "demo", "--json")
     assert (done.exit_code, done.stderr) == (0, "")
     told = json.loads(done.stdout)
     assert (told["network"], told["step"], told["steps"], told["stopped"]) == ("pose", 2, 2, None)
     assert told["curves"].keys() == {"train", "test"} and told["curves"]["test"]["epoch"] == 1
-    network = Path(told["folder"]) / CHECKPOINT
+    assert (Path(told["folder"]) / CHECKPOINT).exists()
+
+
+def test_json_tells_what_evaluation_found_and_the_words_are_notices(
+    trained: Workspace, harcache: Callable[..., Any]
+) -> None:
+    network = trained.training("pose") / CHECKPOINT
     done = harcache("evaluate", "demo", "--json", "--checkpoint", str(network))
     assert done.exit_code == 0 and "2 test clips of 'xsub'" in done.stderr
     told = json.loads(done.stdout)
