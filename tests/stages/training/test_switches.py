@@ -41,7 +41,7 @@ def harcache(own_demo: Workspace, monkeypatch: pytest.MonkeyPatch) -> Callable[.
     """Call the command line in the project of `own_demo`."""
     project = own_demo.data.parents[1]
     sections = to_mapping(PARAMS)
-    name, training = sections.pop("name"), sections.pop("train")
+    name, training, _ = (sections.pop(key) for key in ("name", "train", "amfi"))
     content = {"datasets": {name: sections}, "training": {name: training}}
     (project / "params.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.chdir(project)
