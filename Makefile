@@ -27,7 +27,7 @@ demo: $(READY)
 
 # Files of tests go to two processes: many of them wait for commands, and each process may take 2 GB.
 test: $(READY)
-	python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 30
 
 lint: $(READY)
 	ruff check .
