@@ -44,12 +44,12 @@ from tests.stages.conftest import PARAMS
 
 # Four clips, a step an epoch.
 _STREAM = RecipeParams(epochs=3, batch_size=4, lr=0.02, precision="float32", flip=0.0)
-_FUSION = FusionRecipeParams(epochs=3, batch_size=4, lr=0.05, precision="float32", flip=0.0)
+_FUSION = FusionRecipeParams(epochs=2, batch_size=4, lr=0.05, precision="float32", flip=0.0)
 _AMFI = AmfiParams(
     "xsub",
     seed=3,
     skeleton=_STREAM,
-    resnet=_STREAM,
+    resnet=replace(_STREAM, epochs=2),
     amfi=_FUSION,
     sample=AmfiSampleParams(8, 4, rgb_size=32),
     model=AmfiModelParams(dropout=0.0),
