@@ -284,7 +284,7 @@ def _check_parameters(text: str, params: dict[str, Any], folder: Path) -> None:
     datasets, training = params["datasets"], params["training"]
     if shown.keys() <= set(_SECTIONS):
         shown = {"datasets": {"demo": shown}}
-    elif not shown.keys() <= {"datasets", "training"}:
+    elif not shown.keys() <= {"datasets", "training", "amfi"}:
         shown = {"datasets": shown}
     own = {name: datasets["demo"] | sections for name, sections in shown.get("datasets", {}).items()}
     for sections in own.values():
@@ -293,9 +293,10 @@ def _check_parameters(text: str, params: dict[str, Any], folder: Path) -> None:
             sections["detect"] = {"backend": "none"}
         elif sections["detect"]["backend"] == "none":
             sections["pose"] = datasets["hmdb"]["pose"]
-    content = {"datasets": datasets | own, "training": training | shown.get("training", {})}
+    networks = {"training": training | shown.get("training", {}), "amfi": shown.get("amfi", {})}
+    content = {"datasets": datasets | own, **networks}
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
-    for name in (*own, *shown.get("training", {})):
+    for name in (*own, *shown.get("training", {}), *shown.get("amfi", {})):
         load_params(folder / "params.yaml", dataset=name)
 
 
