@@ -13,6 +13,7 @@ import yaml
 from click.testing import CliRunner
 
 from cli import main
+from models import compiling
 from models.checkpoints import load_checkpoint
 from models.xshiftnet import PoseXShiftNet
 from pipeline.engine import Engine
@@ -78,8 +79,14 @@ def test_half_precision_learns_what_whole_precision_does(own_demo: Workspace) ->
     assert {value.dtype for value in made.values()} == {torch.float32, torch.int64}
 
 
-@pytest.mark.slow  # Inductor has a C++ compiler build the step, forward and backward.
-def test_a_compiled_network_learns_the_same_and_is_written_as_any_other(own_demo: Workspace) -> None:
+@pytest.mark.slow  # Two sizes of batch are traced, and testing once more.
+def test_a_compiled_network_learns_the_same_and_is_written_as_any_other(
+    own_demo: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Traced, forward and backward, as for every backend; building it in C++ would take minutes.
+    monkeypatch.setattr(
+        compiling, "compiled", lambda network: torch.compile(network, dynamic=False, backend="aot_eager")
+    )
     plain = _run(own_demo, _with(epochs=2)).curves
     compiled = _run(own_demo, _with(epochs=2), compiled=True).curves
     for split in ("train", "test"):
