@@ -1,7 +1,7 @@
 """What probing each video gave, kept by size and modification time, so that an unchanged video is read once.
 
 One JSON line a video, added as it comes: an interrupted scan of a terabyte loses at most the videos in work.
-It is only a memory: a line that is damaged is dropped and its video is probed again.
+It is only a memory: a line that can't be read is dropped and its video is probed again.
 """
 
 import json
@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from pipeline.clips import fingerprint
 from pipeline.files import write_if_changed
 from pipeline.video import Probe, VideoError, probe
 
@@ -73,17 +72,12 @@ def recorder(path: Path) -> Iterator[Callable[[Probed], None]]:
 def _to_line(probed: Probed) -> str:
     # dataclasses.asdict takes five times as long, which a second look at thousands of videos would feel.
     found = probed.probe and {name: getattr(probed.probe, name) for name in _PROBE_FIELDS}
-    values = {name: getattr(probed, name) for name in _FIELDS} | {"probe": found}
-    return _JSON.encode(values | {"check": fingerprint(values)}) + "\n"
+    return _JSON.encode({name: getattr(probed, name) for name in _FIELDS} | {"probe": found}) + "\n"
 
 
 def _from_line(line: str) -> Probed | None:
     try:
         values = json.loads(line)
-        # Lines of earlier versions have none.
-        check = values.pop("check", None)
-        if check is not None and check != fingerprint(values):
-            return None
         found = values.pop("probe")
         return Probed(**values, probe=found and Probe(**found))
     except (ValueError, TypeError, KeyError, AttributeError):
