@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from lightning.fabric import Fabric, seed_everything
+from lightning_fabric import Fabric, seed_everything
 from torch import nn
 
 from cache.clip_store import records_dir
