@@ -95,15 +95,24 @@ class Curves:
 
 
 class Journal:
-    """What was measured in each epoch, in DVCLive's files and, on request, TensorBoard's."""
+    """What was measured in each epoch, in DVCLive's files and, on request, TensorBoard's.
+
+    Raises HarcacheError in a Git repository without a commit, and where TensorBoard is not installed.
+    """
 
     def __init__(self, folder: Path, tensorboard: bool) -> None:
-        # Both take seconds to import.
+        # All take seconds to import.
         from dvclive import Live
+        from scmrepo.exceptions import SCMError
 
-        self._live = Live(
-            str(folder / "live"), dvcyaml=None, save_dvc_exp=False, report=None, monitor_system=False
-        )
+        try:
+            self._live = Live(
+                str(folder / "live"), dvcyaml=None, save_dvc_exp=False, report=None, monitor_system=False
+            )
+        except SCMError as error:
+            raise HarcacheError(
+                f"DVCLive asks Git which commit it is, and got '{error}'; commit once, then train"
+            ) from error
         self._tensorboard = _tensorboard(folder / "tensorboard") if tensorboard else None
 
     def log(self, epoch: int, values: Mapping[str, float]) -> None:
