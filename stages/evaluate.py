@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from cache.annotations import read_detections, read_poses
 from cache.streaming import Batch, ClipLoader
 from models.summary import count_cost, input_shapes, measure_latency
-from pipeline.clips import Clip
+from pipeline.clips import Clip, read_classes
 from pipeline.datasets.demo import Truth, object_pairs, read_truth
 from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
@@ -150,6 +150,9 @@ def _measured(
     paths: Sequence[Path], views: int | None, params: DatasetParams, workspace: Workspace
 ) -> tuple[_Test, list[Scored]]:
     """Load and check all networks before any of them works; return what they say of the test clips."""
+    # An early stage that is missing is named before the training that needs it.
+    read_classes(workspace.classes)
+    check_stores(params, workspace)
     trained = _load(paths, workspace.device)
     test = _test_of(list(trained.values()), views, params, workspace)
     for one in trained.values():
@@ -181,7 +184,6 @@ def _test_of(
                 f"protocol '{other.protocol}'; compare networks of one protocol"
             )
     classes = class_names(workspace, first)
-    check_stores(params, workspace)
     clips = split_clips(workspace, first, "test")
     labels = np.array([clip.label(first.protocol) for clip in clips], np.int64)
     return _Test(params, workspace, first.protocol, views or first.evaluate.clips, clips, labels, classes)
