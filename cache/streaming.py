@@ -290,6 +290,8 @@ class ClipLoader:
         self._dataset, self._batch_size = dataset, batch_size
         self._device, self._prefetch, self._again = torch.device(device), prefetch, again
         self._workers = workers or default_workers(self._device)
+        # As few as keep all processes at work: each that is handed out wakes one beside whoever trains.
+        self._shares = -(-self._workers // max(1, prefetch))
         self._rank, self._ranks = rank, ranks
         self._epoch, self._next_batch = 0, 0
         self._slots: list[_Slot] = []
@@ -410,7 +412,7 @@ class ClipLoader:
     def _start(
         self, place: tuple[int, int], samples: list[_Drawn], crops: NDArray[np.float32] | None
     ) -> "_Started":
-        """Have the processes decode a batch, a share each."""
+        """Have the processes decode a batch, in equal shares."""
         self._pool = self._pool or self._make_pool()
         number = self._used % len(self._slots)
         self._used += 1
@@ -419,7 +421,7 @@ class ClipLoader:
             slot.copied.synchronize()
         if crops is not None:
             slot.arrays["crop"][: len(crops)] = crops
-        share = max(1, -(-len(samples) // self._workers))
+        share = max(1, -(-len(samples) // self._shares))
         futures = [
             self._pool.submit(_decode, number, first, samples[first : first + share])
             for first in range(0, len(samples), share)
