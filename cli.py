@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from pipeline.errors import HarcacheError
+from stages.workspace import NETWORKS
 
 __all__ = ["main"]
 
@@ -253,7 +254,7 @@ for _name, _text in _STAGES.items():
 
 
 @main.command()
-@click.argument("network", type=click.Choice(["pose", "rgb", "epam", "skeleton", "resnet", "amfi"]))
+@click.argument("network", type=click.Choice(NETWORKS))
 @_stage_options
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network, for a GPU; rounds otherwise.")
 @click.option("--save-every", type=click.FloatRange(0), default=60, help="Seconds between states on disk.")

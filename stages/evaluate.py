@@ -29,15 +29,7 @@ from stages.persons.boxes import overlaps
 from stages.scoring.accuracy import confusion, hardest_pairs, in_pairs, mean_class, softmax, top
 from stages.scoring.results import Cost, Outputs, Scored, write_results
 from stages.training.feeds import Feed, feed_of, preparation, section_of
-from stages.training.networks import (
-    AMFI_NETWORKS,
-    EPAM_NETWORKS,
-    Network,
-    Trained,
-    check_classes,
-    load_trained,
-    scores_of,
-)
+from stages.training.networks import Trained, check_classes, load_trained, scores_of
 from stages.training.samples import (
     CHECKPOINT,
     check_skeletons,
@@ -47,7 +39,7 @@ from stages.training.samples import (
     split_clips,
     training_params,
 )
-from stages.workspace import EXTRACTION, Workspace
+from stages.workspace import AMFI_NETWORKS, EPAM_NETWORKS, EXTRACTION, Network, Workspace
 
 __all__ = ["detection_quality", "pck", "run", "run_own"]
 
@@ -151,10 +143,10 @@ def _measured(
 ) -> tuple[_Test, list[Scored]]:
     """Load and check all networks before any of them works; return what they say of the test clips."""
     # An early stage that is missing is named before the training that needs it.
-    read_classes(workspace.classes)
+    classes = read_classes(workspace.classes)
     check_stores(params, workspace)
     trained = _load(paths, workspace.device)
-    test = _test_of(list(trained.values()), views, params, workspace)
+    test = _test_of(list(trained.values()), classes, views, params, workspace)
     for one in trained.values():
         check_classes(one, test.classes, f"{params.name}'s '{test.protocol}'")
         _check_protocol(one, test)
@@ -174,7 +166,11 @@ def _load(paths: Sequence[Path], device: str) -> dict[str, Trained]:
 
 
 def _test_of(
-    trained: Sequence[Trained], views: int | None, params: DatasetParams, workspace: Workspace
+    trained: Sequence[Trained],
+    classes: Mapping[str, list[str]],
+    views: int | None,
+    params: DatasetParams,
+    workspace: Workspace,
 ) -> _Test:
     first, *others = (training_params(one.kind, params) for one in trained)
     for other in others:
@@ -183,10 +179,10 @@ def _test_of(
                 f"{first.KEY}.{params.name}.protocol is '{first.protocol}', but {other.KEY}.{params.name}."
                 f"protocol '{other.protocol}'; compare networks of one protocol"
             )
-    classes = class_names(workspace, first)
+    names = class_names(classes, first, params.name)
     clips = split_clips(workspace, first, "test")
     labels = np.array([clip.label(first.protocol) for clip in clips], np.int64)
-    return _Test(params, workspace, first.protocol, views or first.evaluate.clips, clips, labels, classes)
+    return _Test(params, workspace, first.protocol, views or first.evaluate.clips, clips, labels, names)
 
 
 def _check_protocol(trained: Trained, test: _Test) -> None:

@@ -30,11 +30,10 @@ from stages.building import part_file, rate_file
 from stages.crop import Crop, flag_counts, read_crops
 from stages.pictures.charts import histogram, lines
 from stages.pictures.strips import Picture, Strips
-from stages.workspace import EXTRACTION, Workspace
+from stages.workspace import EXTRACTION, NETWORKS, Workspace
 
 __all__ = ["run"]
 
-_NETWORKS = ("pose", "rgb", "epam", "skeleton", "resnet", "amfi")
 _SEED = 0
 _SAMPLE = 2000  # clips whose detections are read, which would take minutes for all of NTU 120
 _RANDOM, _WORST, _FAILED = 12, 12, 24  # clips with pictures
@@ -344,7 +343,7 @@ def _detection_charts(build: _Build) -> list[tuple[str, Markup]]:
 def _training(build: _Build) -> list[dict[str, Any]]:
     """Return the curves of each network that was trained, and what its log says of its speed."""
     found = []
-    for network in _NETWORKS:
+    for network in NETWORKS:
         folder = build.workspace.training(network)
         plots = {name: folder / "plots" / f"{name}.csv" for name in ("loss", "accuracy")}
         if not all(path.is_file() for path in plots.values()):

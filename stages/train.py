@@ -23,7 +23,7 @@ from models.checkpoints import save_checkpoint
 from models.epam_net import EPAMNet
 from models.memory import keep_freed_memory
 from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
-from pipeline.clips import Clip, fingerprint
+from pipeline.clips import Clip, fingerprint, read_classes
 from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
 from pipeline.files import file_digest
@@ -31,14 +31,7 @@ from pipeline.params import AmfiModelParams, AmfiParams, DatasetParams, RecipePa
 from stages.training.curves import Journal
 from stages.training.feeds import Section, preparation
 from stages.training.learning import Learner, launch, loss_of, processes
-from stages.training.networks import (
-    AMFI_NETWORKS,
-    EPAM_NETWORKS,
-    Network,
-    Trained,
-    check_classes,
-    load_trained,
-)
+from stages.training.networks import Trained, check_classes, load_trained
 from stages.training.resume import STATE, read_state, requeue, stopping, write_state
 from stages.training.room import check_memory
 from stages.training.samples import (
@@ -50,7 +43,7 @@ from stages.training.samples import (
     stores_of,
     training_params,
 )
-from stages.workspace import Workspace
+from stages.workspace import AMFI_NETWORKS, EPAM_NETWORKS, Network, Workspace
 
 __all__ = ["BEST", "How", "Summary", "run"]
 
@@ -111,7 +104,7 @@ def run(
     how = how or How()
     train = training_params(network, params)
     recipe: RecipeParams = getattr(train, network)
-    classes = class_names(workspace, train)
+    classes = class_names(read_classes(workspace.classes), train, params.name)
     check_stores(params, workspace)
     clips, tested = (split_clips(workspace, train, split) for split in ("train", "test"))
     fabric = launch(workspace.device, recipe.precision)

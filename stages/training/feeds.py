@@ -10,7 +10,7 @@ from typing import Any, Literal
 from cache.skeletons import prepare_skeletons
 from cache.streaming import Batch, ClipDataset, Store, prepare
 from pipeline.params import AmfiParams, AmfiSampleParams, DatasetParams, SampleParams, TrainParams
-from stages.training.networks import EPAM_NETWORKS, Network
+from stages.workspace import EPAM_NETWORKS, Network
 
 __all__ = ["Feed", "Section", "feed_of", "preparation", "section_of"]
 

@@ -6,7 +6,6 @@ Apart from training, so that who only asks a network does not wait for the train
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,11 +16,9 @@ from models.checkpoints import Checkpoint, load_any_network
 from models.epam_net import EPAMNet
 from models.summary import input_shapes
 from pipeline.errors import HarcacheError
+from stages.workspace import Network
 
 __all__ = [
-    "AMFI_NETWORKS",
-    "EPAM_NETWORKS",
-    "Network",
     "Trained",
     "attention_of",
     "check_classes",
@@ -29,12 +26,6 @@ __all__ = [
     "outputs_of",
     "scores_of",
 ]
-
-Network = Literal["pose", "rgb", "epam", "skeleton", "resnet", "amfi"]
-
-EPAM_NETWORKS: tuple[Network, ...] = ("pose", "rgb", "epam")
-AMFI_NETWORKS: tuple[Network, ...] = ("skeleton", "resnet", "amfi")
-"""The two families, each with its streams first, in the order in which they are trained."""
 
 _KINDS: Mapping[str, Network] = {
     "pose_xshiftnet": "pose",

@@ -3,13 +3,13 @@
 Everything here is checked before any work: a wrong protocol or a stale store costs no minute of training.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cache
 from cache.streaming import ClipDataset
-from pipeline.clips import Clip, read_classes, read_manifest
+from pipeline.clips import Clip, read_manifest
 from pipeline.errors import HarcacheError, did_you_mean
 from pipeline.params import DatasetParams, RecipeParams
 from pipeline.progress import notice
@@ -17,8 +17,7 @@ from stages import heatmap as heatmap_stage
 from stages import rgb as rgb_stage
 from stages.crop import read_crops
 from stages.training.feeds import Feed, Section, feed_of, section_of
-from stages.training.networks import EPAM_NETWORKS, Network
-from stages.workspace import Workspace
+from stages.workspace import EPAM_NETWORKS, Network, Workspace
 
 __all__ = [
     "CHECKPOINT",
@@ -48,12 +47,11 @@ def training_params(network: Network, params: DatasetParams) -> Section:
     return section
 
 
-def class_names(workspace: Workspace, train: Section) -> list[str]:
-    """Return the class names of the protocol; HarcacheError where the dataset lacks it."""
-    classes = read_classes(workspace.classes)
+def class_names(classes: Mapping[str, list[str]], train: Section, dataset: str) -> list[str]:
+    """Return those ``classes`` that are of the protocol; HarcacheError where the dataset lacks it."""
     if train.protocol not in classes:
         raise HarcacheError(
-            f"{train.KEY}.{workspace.dataset}.protocol is '{train.protocol}', which the dataset lacks. "
+            f"{train.KEY}.{dataset}.protocol is '{train.protocol}', which the dataset lacks. "
             f"{did_you_mean(train.protocol, classes) or 'Its clips have no labels.'}"
         )
     return classes[train.protocol]

@@ -18,10 +18,9 @@ from pipeline.errors import HarcacheError
 from pipeline.params import DatasetParams, IndexParams, from_mapping, to_mapping
 from stages import index, train
 from stages.training.feeds import preparation
-from stages.training.samples import CHECKPOINT, Network, make_dataset, split_clips
-from stages.workspace import Workspace
-
-_NETWORKS: tuple[Network, ...] = ("pose", "rgb", "epam")
+from stages.training.networks import _KINDS
+from stages.training.samples import CHECKPOINT, make_dataset, split_clips
+from stages.workspace import EPAM_NETWORKS, NETWORKS, Network, Workspace
 
 
 def _run(network: Network, params: DatasetParams, workspace: Workspace) -> None:
@@ -50,7 +49,11 @@ def test_a_checkpoint_holds_the_network_its_classes_and_how_it_was_made(
     assert all(torch.isfinite(value).all() for value in checkpoint.state_dict.values())
 
 
-@pytest.mark.parametrize("network", _NETWORKS)
+def test_every_network_that_a_checkpoint_may_hold_is_one_to_train() -> None:
+    assert set(_KINDS.values()) == set(NETWORKS)
+
+
+@pytest.mark.parametrize("network", EPAM_NETWORKS)
 def test_curves_have_a_row_an_epoch_and_split(trained: Workspace, network: Network) -> None:
     for name in ("loss", "accuracy"):
         with (trained.training(network) / "plots" / f"{name}.csv").open() as file:
@@ -59,7 +62,7 @@ def test_curves_have_a_row_an_epoch_and_split(trained: Workspace, network: Netwo
         assert all(0 <= float(row[name]) < (2 if name == "accuracy" else 100) for row in rows)
 
 
-@pytest.mark.parametrize("network", _NETWORKS)
+@pytest.mark.parametrize("network", EPAM_NETWORKS)
 def test_a_second_run_gives_the_same_weights_bit_for_bit(
     trained: Workspace, demo: Workspace, params: DatasetParams, tmp_path: Path, network: Network
 ) -> None:

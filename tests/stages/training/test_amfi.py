@@ -36,9 +36,8 @@ from stages.scoring.accuracy import softmax
 from stages.train import How
 from stages.training.feeds import preparation
 from stages.training.learning import Learner, loss_of
-from stages.training.networks import AMFI_NETWORKS, Network
 from stages.training.samples import CHECKPOINT, make_dataset, split_clips
-from stages.workspace import Workspace
+from stages.workspace import AMFI_NETWORKS, Network, Workspace
 from tests.pipeline.skeletons import body, write_skeleton
 from tests.stages.conftest import PARAMS
 
