@@ -39,10 +39,11 @@ def test_quick_convolutions_compute_what_others_do() -> None:
         nn.Conv2d(8, 12, 1, 2, groups=4, bias=False),
         nn.Conv2d(12, 4, 1, padding=1),
     ]
-    plain = nn.Sequential(*layers, nn.Conv2d(4, 4, 3)).eval()
+    wide = [nn.Conv2d(4, 64, 1), nn.Conv2d(64, 64, 3, padding=1)]
+    plain = nn.Sequential(*layers, nn.Conv2d(4, 4, 3), *wide).eval()
     quick = copy.deepcopy(plain)
     quicken(quick, "cpu")
-    assert ["forward" in vars(layer) for layer in quick] == [True, True, False, False]
+    assert ["forward" in vars(layer) for layer in quick] == [True, True, False, False, True, True]
     features = torch.rand(3, 6, 14, 10)
     with torch.inference_mode():
         torch.testing.assert_close(quick(features), plain(features))
