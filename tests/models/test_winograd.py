@@ -34,9 +34,7 @@ def make_features(*shape: int) -> torch.Tensor:
 def test_the_result_is_as_exact_as_a_plain_convolution_s(channels, batch, height, width, bias):
     conv = make_conv(*channels, bias=bias)
     features = make_features(batch, channels[0], height, width)
-    exact = F.conv2d(
-        features.double(), conv.weight.double(), conv.bias.double() if bias else None, padding=1
-    )
+    exact = F.conv2d(features.double(), conv.weight.double(), conv.bias.double() if bias else None, padding=1)
     found = WinogradConv(conv)(features)
     assert found.shape == exact.shape and found.dtype == torch.float32
     assert found.is_contiguous(memory_format=torch.channels_last)
