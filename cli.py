@@ -173,9 +173,20 @@ def _stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="End the worker of a part that takes longer, and find the clip that hangs. [default: never]",
         ),
         click.option(
-            "--max-failed", type=click.FloatRange(0, 1), default=0.01, help="Part of the clips that may fail."
+            "--max-failed",
+            type=click.FloatRange(0, 1),
+            default=0.01,
+            envvar="HARCACHE_MAX_FAILED",
+            show_envvar=True,
+            help="Part of the clips that may fail.",
         ),
-        click.option("--retry-failed", is_flag=True, help="Try clips again that failed before."),
+        click.option(
+            "--retry-failed",
+            is_flag=True,
+            envvar="HARCACHE_RETRY_FAILED",
+            show_envvar=True,
+            help="Try clips again that failed before.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -139,7 +140,9 @@ def check_max_failed(stage: str, counts: Counts, max_failed: float, failures_pat
     first = next(
         (row for row in read_failures(failures_path) if row[1] == "failed"), ("", "", "no reason kept")
     )
+    share = ceil(100 * counts.failed / counts.total) / 100
     raise HarcacheError(
         f"{stage}: {counts.failed} of {counts.total} failed, more than {max_failed:.1%}; first {first[0]}: "
-        f"{first[2]}. All are listed in {failures_path}: mend or remove them, or allow more by --max-failed"
+        f"{first[2]}. All are listed in {failures_path}: mend or remove them, or allow more by "
+        f"--max-failed {share:g}, for dvc by HARCACHE_MAX_FAILED={share:g}"
     )

@@ -254,6 +254,15 @@ def test_more_bad_videos_than_allowed_are_an_error(videos: Path) -> None:
     assert "1 failed of 4 clips" in _succeeded("index", "mine", "--max-failed", "0.25")
 
 
+def test_the_environment_allows_failures_as_dvc_gives_no_options(
+    videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write_text(videos / "text.mp4")
+    name, _, value = _refusal("index", "mine").rpartition(" by ")[2].strip().partition("=")
+    monkeypatch.setenv(name, value)
+    assert "1 failed of 4 clips" in _succeeded("index", "mine")
+
+
 def test_the_console_script_answers_bad_input_with_one_line_and_status_1() -> None:
     done = subprocess.run([_SCRIPT, "index", "mien"], capture_output=True, text=True)
     answer = "Error: params.yaml has no dataset 'mien'. Did you mean 'mine'?\n"
