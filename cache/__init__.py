@@ -2,6 +2,6 @@
 
 from cache.clip_store import ClipStore
 from cache.clip_store import open_store as open
-from cache.errors import CacheError, StaleStoreError
+from cache.errors import CacheError, IncompleteStoreError, StaleStoreError
 
-__all__ = ["CacheError", "ClipStore", "StaleStoreError", "open"]
+__all__ = ["CacheError", "ClipStore", "IncompleteStoreError", "StaleStoreError", "open"]

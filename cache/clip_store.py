@@ -18,7 +18,7 @@ from numcodecs import Blosc, Zstd
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 
 from cache.codecs import JpegCodec, encode_jpeg
-from cache.errors import CacheError, StaleStoreError
+from cache.errors import CacheError, IncompleteStoreError, StaleStoreError
 from cache.shard_reader import CHECKSUM_BYTES, MISSING_CHUNK, ShardReader, checksum
 from pipeline.clips import fingerprint
 from pipeline.errors import did_you_mean
@@ -421,7 +421,7 @@ def _differences(
 
 def _require_complete(root: Path, attributes: Mapping[str, Any]) -> None:
     if not attributes["complete"]:
-        raise CacheError(f"{root}: the store is incomplete; run the stage that makes it again.")
+        raise IncompleteStoreError(f"{root}: the store is incomplete; run the stage that makes it again.")
 
 
 def _read_attributes(root: Path) -> dict[str, Any]:

@@ -2,11 +2,15 @@
 
 from pipeline.errors import HarcacheError
 
-__all__ = ["CacheError", "StaleStoreError"]
+__all__ = ["CacheError", "IncompleteStoreError", "StaleStoreError"]
 
 
 class CacheError(HarcacheError):
     """A cache is missing, damaged, incomplete or of another format."""
+
+
+class IncompleteStoreError(CacheError):
+    """A store is being made, or its stage was stopped, or some of it was taken out to be made again."""
 
 
 class StaleStoreError(CacheError):

@@ -280,10 +280,18 @@ def _read(path: Path) -> Any:
     except FileNotFoundError as error:
         raise HarcacheError(f"there is no checkpoint {path}; train it first or give another path") from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
         raise HarcacheError(
-            f"{path} cannot be read as a checkpoint of plain weights ({reason}); copy it again"
+            f"{path} cannot be read as a checkpoint of plain weights ({_reason(error)}); copy it again, or "
+            "give the network.pt of a training"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, pickle.UnpicklingError):
+        return str(error).partition("\n")[0].partition(". ")[0]
+    # PyTorch's own text advises to run what the file holds.
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it names {named[1]}, which was not run" if named else "it is no file of PyTorch"
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -104,7 +104,7 @@ class EPAMNet(nn.Module):
         pose_logits = self.pose_cls_head(pose_features)
         if self.attention_module is not None:
             aligned = _every_nth(pose_features, rgb.shape[2])
-            _check_sizes(rgb_features, aligned)
+            self._check_sizes(rgb_features, aligned)
             rgb_features = rgb_features + rgb_features * self.attention_module(aligned)
         return self.rgb_cls_head(rgb_features), pose_logits
 
@@ -119,6 +119,15 @@ class EPAMNet(nn.Module):
                 "this network was made with attention 'none'; it has no attention map to show"
             )
         return self.attention_module(_every_nth(self.pose_backbone(heatmaps), rgb_frames)).squeeze(1)
+
+    def _check_sizes(self, rgb: Tensor, pose: Tensor) -> None:
+        if rgb.shape[3:] != pose.shape[3:]:
+            frames, poses = len(self.config["rgb_blocks"]), len(self.config["pose_blocks"])
+            raise HarcacheError(
+                f"the RGB features are {_size(rgb)} and the pose features {_size(pose)}, but must agree; "
+                f"with {frames} RGB and {poses} pose stages, give frames about "
+                f"{2.0 ** (1 + frames - poses):g} times as high and wide as heatmaps"
+            )
 
 
 def _attention(name: str, channels: int, frames: int) -> nn.Module | None:
@@ -140,14 +149,6 @@ def _every_nth(features: Tensor, frames: int) -> Tensor:
             f"{given} heatmaps cannot be aligned with {frames} RGB frames; give a multiple, such as 48 and 16"
         )
     return features[:, :, :: given // frames]
-
-
-def _check_sizes(rgb: Tensor, pose: Tensor) -> None:
-    if rgb.shape[3:] != pose.shape[3:]:
-        raise HarcacheError(
-            f"the RGB features are {_size(rgb)} and the pose features {_size(pose)}, but must agree; with "
-            f"one RGB stage more than pose stages, give frames four times as high and wide as heatmaps"
-        )
 
 
 def _size(features: Tensor) -> str:

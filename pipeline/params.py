@@ -288,8 +288,8 @@ class TrainParams(_Params):
     pose: RecipeParams
     rgb: RecipeParams
     epam: RecipeParams
-    sample: SampleParams = SampleParams()
-    model: ModelParams = ModelParams()
+    sample: SampleParams
+    model: ModelParams
     evaluate: EvaluateParams = EvaluateParams()
 
 
@@ -345,8 +345,8 @@ class AmfiParams(_Params):
     skeleton: RecipeParams
     resnet: RecipeParams
     amfi: FusionRecipeParams
-    sample: AmfiSampleParams = AmfiSampleParams()
-    model: AmfiModelParams = AmfiModelParams()
+    sample: AmfiSampleParams
+    model: AmfiModelParams
     evaluate: EvaluateParams = EvaluateParams()
 
 
@@ -456,11 +456,18 @@ def _parse_section(
         if name not in known:
             backend = f" of the backend '{value['backend']}'" if "backend" in known else ""
             raise HarcacheError(f"{key}.{name} is no parameter{backend}. {did_you_mean(str(name), known)}")
+    hints = get_type_hints(kind, include_extras=True)
     for name, its_field in known.items():
         if name not in value and its_field.default is MISSING:
-            raise HarcacheError(f"{key}.{name} is missing; add it to params.yaml")
-    hints = get_type_hints(kind, include_extras=True)
+            hint = _defaults_of(hints[name], name)
+            raise HarcacheError(f"{key}.{name} is missing; add it to params.yaml{hint}")
     return kind(**given, **{name: _parse(hints[name], value[name], f"{key}.{name}") for name in value})
+
+
+def _defaults_of(kind: Any, name: str) -> str:
+    """Return how to ask for a section's defaults, where all of its keys have one: DVC wants the key itself."""
+    optional = is_dataclass(kind) and all(one.default is not MISSING for one in fields(kind))
+    return f"; `{name}: {{}}` takes its defaults" if optional else ""
 
 
 def _parse(kind: Any, value: Any, key: str) -> Any:

@@ -59,8 +59,9 @@ def info(workspace: Workspace) -> dict[str, Any]:
     """Return what the caches hold, as JSON can hold it.
 
     ``caches``: by name clips, parts, rows (frames, of HDF5 too), bytes on disk, and of a store the bytes
-    decoded, their ratio and each array's codec; ``splits``: clips and classes of each protocol's splits, of
-    the clips that all caches hold; ``stages``: how the clips of each stage ended.
+    decoded, their ratio and each array's codec, in place of rows and these ``finished`` false while it is
+    made; ``splits``: clips and classes of each protocol's splits, of the clips that all caches hold;
+    ``stages``: how the clips of each stage ended.
     """
     folders = present(workspace).values()
     clips = {clip.id: clip for clip in read_manifest(workspace.manifest)}
@@ -84,7 +85,10 @@ def _sizes(folder: Path, records: Sequence[Record], clips: Sequence[Clip]) -> di
     held = {"clips": len(clips), "parts": len(records), "bytes": size}
     if folder.suffix != ".zarr":
         return held | {"rows": sum(clip.frames for clip in clips)}
-    store = cache.open(folder)
+    try:
+        store = cache.open(folder)
+    except cache.IncompleteStoreError:
+        return held | {"finished": False}
     arrays: Mapping[str, Mapping[str, Any]] = store.attributes["arrays"]
     rows = int(store.length.sum())
     row_bytes = sum(
@@ -114,7 +118,11 @@ def describe(found: Mapping[str, Any]) -> str:
     """Return what `info` found as lines to read."""
     lines = []
     for name, held in found["caches"].items():
-        line = f"{name}: " + ", ".join(f"{held[key]} {key}" for key in ("clips", "rows", "parts", "bytes"))
+        line = f"{name}: " + ", ".join(
+            f"{held[key]} {key}" for key in ("clips", "rows", "parts", "bytes") if key in held
+        )
+        if not held.get("finished", True):
+            line += ", not finished: its stage runs, or goes on when it is run again"
         if "codecs" in held:
             codecs = ", ".join(f"{array} {codec}" for array, codec in held["codecs"].items())
             line += f", 1/{held['ratio']} of {held['decoded_bytes']} decoded ({codecs})"

@@ -261,7 +261,7 @@ def _storage(build: _Build) -> Table | None:
         (
             name,
             one["clips"],
-            one["rows"],
+            one.get("rows", "not finished"),
             one["parts"],
             _megabytes(one["bytes"]),
             _megabytes(one["decoded_bytes"]) if "decoded_bytes" in one else "",

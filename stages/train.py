@@ -27,7 +27,14 @@ from pipeline.clips import Clip, fingerprint, read_classes
 from pipeline.engine import Engine
 from pipeline.errors import HarcacheError
 from pipeline.files import file_digest
-from pipeline.params import AmfiModelParams, AmfiParams, DatasetParams, RecipeParams, to_mapping
+from pipeline.params import (
+    AmfiModelParams,
+    AmfiParams,
+    DatasetParams,
+    RecipeParams,
+    TrainParams,
+    to_mapping,
+)
 from stages.training.curves import Journal
 from stages.training.feeds import Section, preparation
 from stages.training.learning import Learner, launch, loss_of, processes
@@ -107,6 +114,8 @@ def run(
     classes = class_names(read_classes(workspace.classes), train, params.name)
     check_stores(params, workspace)
     clips, tested = (split_clips(workspace, train, split) for split in ("train", "test"))
+    if isinstance(train, TrainParams) and workspace.rgb in stores_of(workspace):
+        _check_joined(params, train)
     fabric = launch(workspace.device, recipe.precision)
     _configure(fabric.device)
     seed_everything(train.seed, verbose=False)
@@ -326,6 +335,25 @@ def _joined(streams: Sequence[Trained], train: Section) -> nn.Module:
         train.model.dropout,
         train.sample.rgb_frames,
     )
+
+
+def _check_joined(params: DatasetParams, train: TrainParams) -> None:
+    """Raise HarcacheError where EPAM-Net can't join the streams: after both are trained it is too late."""
+    model, frames, poses = train.model, train.sample.rgb_frames, train.sample.clip_len
+    blocks = model.rgb_blocks, model.pose_blocks
+    try:
+        # Without values: shapes alone are passed on.
+        with torch.device("meta"):
+            joined = EPAMNet(1, model.attention, model.width, *blocks, rgb_frames=frames)  # type: ignore[arg-type]
+            rgb = torch.empty(1, 3, frames, params.rgb.size, params.rgb.size)
+            heatmaps = torch.empty(1, 17, poses, params.heatmap.size, params.heatmap.size)
+            joined.eval()(rgb, heatmaps)
+    except HarcacheError as error:
+        name = params.name
+        raise HarcacheError(
+            f"EPAM-Net could not join its streams: {error} (training.{name}: model.rgb_blocks, "
+            f"model.pose_blocks, sample; datasets.{name}: rgb.size, heatmap.size)"
+        ) from error
 
 
 def _stream(network: Network, train: Section, classes: int) -> nn.Module:

@@ -394,5 +394,7 @@ def test_models_lists_every_network_beside_its_paper() -> None:
 def test_weights_that_are_missing_or_no_network_are_answered_in_one_line(project: Path) -> None:
     _write_text(project / "net.pth")
     message = _refusal("weights", "import", "net.pth", "--out", "net.pt")
-    assert message.startswith("net.pth cannot be read as a checkpoint of plain weights")
+    assert message.startswith(
+        "net.pth cannot be read as a checkpoint of plain weights (it is no file of PyTorch)"
+    )
     assert _refusal("export", "net.pt", "net.onnx").startswith("there is no checkpoint net.pt")

@@ -180,7 +180,9 @@ def test_frames_that_cannot_be_aligned_are_refused():
 
 
 def test_sizes_that_do_not_meet_are_refused():
-    with pytest.raises(HarcacheError, match="the RGB features are 2x2 and the pose features 4x4"):
+    with pytest.raises(
+        HarcacheError, match=r"features are 2x2 and the pose features 4x4.*frames about 4 times"
+    ):
         EPAMNet(5, **SMALL)(torch.rand(1, 3, 4, 32, 32), torch.rand(1, 17, 4, 16, 16))
 
 

@@ -7,10 +7,12 @@ import yaml
 
 from pipeline.errors import HarcacheError
 from pipeline.params import (
+    AmfiParams,
     DatasetParams,
     ImportedPoseParams,
     KinectPoseParams,
     ModelParams,
+    TrainParams,
     dataset_names,
     load_params,
 )
@@ -41,7 +43,15 @@ SECTIONS: dict[str, Any] = {
     "heatmap": {"shard_rows": 4096},
     "rgb": {"shard_rows": 4096},
 }
-TRAINING = {"protocol": "xsub", "seed": 0, "pose": {**RECIPE}, "rgb": {**RECIPE}, "epam": {**RECIPE}}
+TRAINING = {
+    "protocol": "xsub",
+    "seed": 0,
+    "sample": {},
+    "model": {},
+    "pose": {**RECIPE},
+    "rgb": {**RECIPE},
+    "epam": {**RECIPE},
+}
 
 
 def _load(tmp_path: Path, key: str = "", value: Any = None, *, remove: bool = False) -> DatasetParams:
@@ -133,6 +143,23 @@ def test_a_wrong_key_or_value_fails_and_is_named_in_full(
 def test_a_missing_key_fails_and_is_named_in_full(tmp_path: Path, key: str) -> None:
     with pytest.raises(HarcacheError, match=f"datasets.demo.{key} is missing"):
         _load(tmp_path, key, remove=True)
+
+
+@pytest.mark.parametrize("name", ["sample", "model"])
+def test_a_section_that_dvc_asks_for_is_missed_before_any_stage_runs(tmp_path: Path, name: str) -> None:
+    with pytest.raises(HarcacheError, match=f"training.demo.{name} is missing.*`{name}: {{}}` takes its"):
+        _load(tmp_path, f"train.{name}", remove=True)
+
+
+def test_dvc_asks_for_no_key_that_params_yaml_may_leave_out() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    kinds = {"datasets": DatasetParams, "training": TrainParams, "amfi": AmfiParams}
+    asked = {key for stage in stages.values() for key in stage["do"].get("params", ())}
+    assert len(asked) > 20
+    for key in asked:
+        section, _, *names = key.split(".")
+        keys = {one.name: one for one in dataclasses.fields(kinds[section])}
+        assert not names or keys[names[0]].default is dataclasses.MISSING
 
 
 def test_poses_that_are_there_take_no_networks_parameters(tmp_path: Path) -> None:

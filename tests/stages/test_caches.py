@@ -1,6 +1,7 @@
 """What the caches hold is told as it is, and a digest speaks of the clips, not of where they lie."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -10,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import cache
+from cache.clip_store import mark_incomplete
 from cli import main
 from pipeline.errors import HarcacheError
 from pipeline.params import DatasetParams
@@ -62,6 +64,17 @@ def test_info_of_every_cache_of_the_demo(demo: Workspace) -> None:
         "test": {"clips": 2, "classes": 2},
         "train": {"clips": 4, "classes": 2},
     }
+
+
+def test_info_of_a_store_that_is_being_made_says_so(
+    small: tuple[DatasetParams, Workspace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark_incomplete(small[1].rgb)
+    text = _harcache(tmp_path, monkeypatch, "info", "small")
+    assert text.exit_code == 0
+    assert re.search(r"rgb\.zarr: 6 clips, 3 parts, \d+ bytes, not finished", text.stdout)
+    as_json = _harcache(tmp_path, monkeypatch, "info", "small", "--json")
+    assert json.loads(as_json.stdout)["caches"]["rgb.zarr"]["finished"] is False
 
 
 def test_info_can_be_read_by_people_and_by_programs(

@@ -178,6 +178,24 @@ def test_a_store_made_with_other_parameters_is_refused(
         _run("pose", other, demo)
 
 
+@pytest.mark.parametrize("network", _NETWORKS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"rgb_blocks": (1, 1, 1, 1)}}, r"2x2 and the pose features 4x4.*model\.rgb_blocks"),
+        ({"sample": {"rgb_frames": 3}}, "8 heatmaps cannot be aligned with 3 RGB frames"),
+        ({"model": {"attention": "nestd"}}, "there is no attention 'nestd'"),
+    ],
+)
+def test_no_stream_is_trained_that_epam_net_could_not_join(
+    demo: Workspace, params: DatasetParams, network: Network, change: dict[str, dict], message: str
+) -> None:
+    assert params.train is not None
+    changed = {key: replace(getattr(params.train, key), **values) for key, values in change.items()}
+    with pytest.raises(HarcacheError, match=f"EPAM-Net could not join its streams: .*{message}"):
+        _run(network, _with(params, **changed), demo)
+
+
 def test_a_split_without_clips_fails(demo: Workspace, params: DatasetParams) -> None:
     # The tiny demo has one camera, whose clips are X-View's test.
     with pytest.raises(
