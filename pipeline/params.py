@@ -465,7 +465,7 @@ def _parse_section(
 
 
 def _defaults_of(kind: Any, name: str) -> str:
-    """Return how to ask for a section's defaults, where all of its keys have one: DVC wants the key itself."""
+    """Return how to ask for a section's defaults, where all its keys have one: DVC wants the key itself."""
     optional = is_dataclass(kind) and all(one.default is not MISSING for one in fields(kind))
     return f"; `{name}: {{}}` takes its defaults" if optional else ""
 

@@ -178,7 +178,7 @@ def test_a_store_made_with_other_parameters_is_refused(
         _run("pose", other, demo)
 
 
-@pytest.mark.parametrize("network", _NETWORKS)
+@pytest.mark.parametrize("network", EPAM_NETWORKS)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
