@@ -92,12 +92,16 @@ def run_own(
     """Measure ``checkpoints``, native or released, or with none of them the trained networks; as `run` does.
 
     ``amfi``: those are AMFI-Net and its streams, not EPAM-Net and its. ``views`` samples a clip replace the
-    parameter. Everything is written into ``out``, by default the folder ``own`` of the evaluation, so that
-    nothing of `dvc repro` changes.
+    parameter. Everything is written into ``out``. By default that is where the report looks for AMFI-Net's
+    results, if these are its trained networks' and sampled as the parameters say; else the folder ``own`` of
+    the evaluation, so that nothing of `dvc repro` changes.
     """
     paths = list(checkpoints) or _trained(AMFI_NETWORKS if amfi else EPAM_NETWORKS, workspace)
     test, scored = _measured(paths, views, params, workspace)
-    outputs = Outputs.under(out or workspace.evaluation / "own")
+    if out is None and amfi and not checkpoints and views is None:
+        outputs = Outputs.of_amfi(workspace)
+    else:
+        outputs = Outputs.under(out or workspace.evaluation / "own")
     metrics = _accuracies(scored, test) | {"checkpoints": [str(path) for path in paths]}
     _finish(outputs, metrics, test, scored)
     print(f"written to {outputs.folder}")

@@ -30,6 +30,7 @@ from stages.building import part_file, rate_file
 from stages.crop import Crop, flag_counts, read_crops
 from stages.pictures.charts import histogram, lines
 from stages.pictures.strips import Picture, Strips
+from stages.scoring.results import Outputs
 from stages.workspace import EXTRACTION, NETWORKS, Workspace
 
 __all__ = ["run"]
@@ -372,18 +373,24 @@ def _speed(path: Path) -> str:
     return f"{log['samples_per_second']:.1f} clips a second in the last epoch{waits}"
 
 
-def _results(build: _Build) -> dict[str, Any] | None:
-    """Return tables and pictures of the evaluation; None where there was none."""
-    workspace = build.workspace
-    if not workspace.metrics.is_file():
-        return None
-    metrics = _json(workspace.metrics)
-    tables, pictures = workspace.evaluation / "tables", workspace.evaluation / "pictures"
+def _results(build: _Build) -> list[dict[str, Any]]:
+    """Return tables and pictures of each evaluation that there is."""
+    named = (
+        ("Accuracy", Outputs.of(build.workspace)),
+        ("Accuracy of AMFI-Net", Outputs.of_amfi(build.workspace)),
+    )
+    return [_evaluation(title, outputs) for title, outputs in named if outputs.metrics.is_file()]
+
+
+def _evaluation(title: str, outputs: Outputs) -> dict[str, Any]:
+    metrics = _json(outputs.metrics)
+    tables, pictures = outputs.folder / "tables", outputs.folder / "pictures"
     networks = [path.stem.removeprefix("confusion-") for path in sorted(pictures.glob("confusion-*.png"))]
     # As the evaluation chooses what `dvc plots` shows.
-    shown = "epam" if "epam" in networks else networks[-1] if networks else None
+    whole = [name for name in networks if name in ("epam", "amfi")]
+    shown = next(iter(whole or networks[-1:]), None)
     return {
-        "accuracy": _accuracy_table(metrics, tables / "networks.csv"),
+        "accuracy": _accuracy_table(title, metrics, tables / "networks.csv"),
         "others": _other_measures(metrics),
         "shown": shown,
         "matrices": _matrices(pictures, sorted(networks, key=lambda name: name != shown)),
@@ -418,7 +425,7 @@ def _is_network(name: str, metrics: Mapping[str, Any]) -> bool:
     return name in metrics.get("mean_class", {})
 
 
-def _accuracy_table(metrics: Mapping[str, Any], costs: Path) -> Table:
+def _accuracy_table(title: str, metrics: Mapping[str, Any], costs: Path) -> Table:
     columns = ("network", "parameters", "multiply_adds", "latency_ms", "device")
     cost = {row[0]: row for row in _rows(costs, columns)} if costs.is_file() else {}
     rows = []
@@ -434,7 +441,7 @@ def _accuracy_table(metrics: Mapping[str, Any], costs: Path) -> Table:
         rows.append(row + [""] * (7 - len(row)))
     clips = metrics.get("test", {}).get("clips")
     header = ("network", "top-1", "top-5", "mean class", "parameters", "G multiply-adds", "ms a clip")
-    return Table("Accuracy" + (f" on {clips:,} test clips" if clips else ""), header, rows)
+    return Table(title + (f" on {clips:,} test clips" if clips else ""), header, rows)
 
 
 def _by_class(path: Path, network: str | None) -> Table | None:

@@ -58,6 +58,11 @@ class Outputs:
         return cls(workspace.metrics, workspace.predictions, workspace.evaluation)
 
     @classmethod
+    def of_amfi(cls, workspace: Workspace) -> "Outputs":
+        """Return those that dvc.yaml names for AMFI-Net and its streams."""
+        return cls.under(workspace.evaluation / "amfi")
+
+    @classmethod
     def under(cls, folder: Path) -> "Outputs":
         """Return files of their own below ``folder``."""
         return cls(folder / "metrics.json", folder / "predictions.csv", folder)

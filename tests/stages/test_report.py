@@ -48,7 +48,7 @@ def whole(demo: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspac
     write_counts(workspace.counts("rgb"), Counts(len(clips) - 1, 0, 2))
     for network in ("pose", "rgb", "epam"):
         _draw_curves(workspace.training(network))
-    _evaluate(workspace, classes["xsub"])
+    _evaluate(workspace, Outputs.of(workspace), ("pose", "epam"))
     return workspace
 
 
@@ -60,17 +60,19 @@ def _draw_curves(folder: Path) -> None:
     (folder / "live" / "metrics.json").write_text('{"samples_per_second": 12.34, "wait_share": 0.005}')
 
 
-def _evaluate(workspace: Workspace, classes: list[str]) -> None:
+def _evaluate(workspace: Workspace, outputs: Outputs, networks: tuple[str, str]) -> None:
     clips = read_manifest(workspace.manifest)
+    classes = read_classes(workspace.classes)["xsub"]
     labels = np.array([dict(clip.labels)["xsub"] for clip in clips])
     scores = np.random.default_rng(0).random((len(clips), len(classes)))
-    scored = [Scored(name, scores, Cost(1000, 2000, 0.0125, "cpu")) for name in ("pose", "epam")]
-    metrics: dict[str, Any] = {key: {"pose": 0.5, "epam": 0.75} for key in ("top1", "top5", "mean_class")} | {
-        "test": {"clips": len(clips)},
-        "pose": {"pck": 0.9},
-    }
-    metrics["top1"]["pose_in_object_pairs"] = 0.25
-    write_results(Outputs.of(workspace), metrics, clips, labels, classes, scored, scored[-1])
+    scored = [Scored(name, scores, Cost(1000, 2000, 0.0125, "cpu")) for name in networks]
+    shares = dict(zip(networks, (0.5, 0.75), strict=True))
+    metrics: dict[str, Any] = {key: dict(shares) for key in ("top1", "top5", "mean_class")}
+    metrics["test"] = {"clips": len(clips)}
+    if "pose" in networks:
+        metrics["pose"] = {"pck": 0.9}
+        metrics["top1"]["pose_in_object_pairs"] = 0.25
+    write_results(outputs, metrics, clips, labels, classes, scored, scored[-1])
 
 
 def _made(workspace: Workspace, out: Path) -> str:
@@ -98,6 +100,23 @@ def test_a_whole_datasets_page_has_every_section_and_figure(whole: Workspace, tm
     # Of six clips worst and random ones, one that failed, and two matrices.
     assert page.count('src="data:image/jpeg') == 13
     assert page.count('src="data:image/png') == 2
+
+
+def test_amfi_nets_evaluation_has_tables_of_its_own_beside_epam_nets_or_alone(
+    whole: Workspace, tmp_path: Path
+) -> None:
+    own = copy_of(whole, tmp_path / "own")
+    networks = ("skeleton", "amfi")
+    _evaluate(own, Outputs.of_amfi(own), networks)
+    alone = _text(_made(own, tmp_path / "alone.html"))
+    shutil.copytree(whole.metrics.parent, own.metrics.parent)
+    both = _text(_made(own, tmp_path / "both.html"))
+    said = "Accuracy of AMFI-Net on 6 test clips network"
+    for text in (alone, both):
+        assert said in text and "amfi 75.0% 75.0% 75.0% 1,000 0.000 12.5 (cpu)" in text
+        assert "Hardest pairs for amfi" in text and "Classes as amfi tells them" in text
+    assert "epam 75.0%" in both.partition(said)[0] and "epam 75.0%" not in alone
+    assert "of AMFI-Net" not in _text(_made(whole, tmp_path / "none.html"))
 
 
 def test_the_page_asks_for_nothing_outside_of_it_and_is_small(whole: Workspace, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from pipeline.params import (
 from stages import crop, evaluate, heatmap, pose, train
 from stages.predict import Options, Predictor
 from stages.scoring.accuracy import softmax
+from stages.scoring.results import Outputs
 from stages.train import How
 from stages.training.feeds import preparation
 from stages.training.learning import Learner, loss_of
@@ -158,11 +159,15 @@ def test_a_stopped_second_step_goes_on_to_the_same_weights(
 
 
 @pytest.fixture(scope="module")
-def measured(taught: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """What an evaluation of the three networks returns, and the folder of what it writes."""
-    out = tmp_path_factory.mktemp("measured")
+def measured(
+    demo: Workspace, taught: Workspace, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path]:
+    """What an evaluation of the three networks returns, and the folder where the report looks for it."""
+    own = _fresh(demo, tmp_path_factory.mktemp("measured"))
+    (own.data / "training").symlink_to(taught.data / "training")
     with Engine(workers=0) as engine:
-        return evaluate.run_own([], None, out, True, _PARAMS, taught, engine), out
+        metrics = evaluate.run_own([], None, None, True, _PARAMS, own, engine)
+    return metrics, Outputs.of_amfi(own).folder
 
 
 def test_the_fusion_and_its_streams_are_measured_side_by_side(
