@@ -1,6 +1,7 @@
 """What a user sees of the commands: help with an example, and bad input answered in one line."""
 
 import csv
+import os
 import re
 import shlex
 import shutil
@@ -296,6 +297,26 @@ def test_missing_parameters_are_answered_with_where_to_run(project: Path) -> Non
 def test_an_unknown_device_is_answered_with_what_works(stage: str) -> None:
     message = _refusal(*stage.split(), "mine", "--device", "gpu7")
     assert re.match(r"device 'gpu7' can't be used \(.*\); give cpu, or leave --device out", message)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "5000"),
+        ({"GOMP_SPINCOUNT": "70"}, "70"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+    ids=str,
+)
+def test_training_leaves_the_cores_to_decoding_between_operators_unless_told_otherwise(
+    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str | None] = []
+    # Before PyTorch is loaded: its OpenMP reads this once.
+    monkeypatch.setattr("cli._run", lambda *_, **__: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+    environment = {"GOMP_SPINCOUNT": None, "OMP_WAIT_POLICY": None, **given}
+    CliRunner(env=environment).invoke(main, ["train", "pose", "mine"])
+    assert seen == [expected]
 
 
 def test_a_negative_number_of_workers_is_refused() -> None:
