@@ -103,6 +103,7 @@ def _local_cluster(count: int, memory: int, gpus: list[str]) -> "Cluster":
 
     quiet, host = logging.CRITICAL, "127.0.0.1"
     common = {"host": host, "nthreads": 1, "memory_limit": memory, "dashboard": False, "silence_logs": quiet}
+    common["preload"] = ["pipeline.processes"]
     own: list[dict[str, Any]] = [
         {"env": {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]}, "resources": {"GPU": 1}} if gpus else {}
         for i in range(count)

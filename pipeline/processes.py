@@ -4,9 +4,14 @@ import ctypes
 import os
 import signal
 
-__all__ = ["end_with_parent"]
+__all__ = ["dask_setup", "end_with_parent"]
 
 _PR_SET_PDEATHSIG = 1
+
+
+def dask_setup(worker: object) -> None:
+    """Have a Dask worker leave Ctrl-C to the command that started it, which ends it without its traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def end_with_parent() -> None:

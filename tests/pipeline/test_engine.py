@@ -298,6 +298,18 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     assert _eventually(lambda: not _is_running(worker))
 
 
+def test_ctrl_c_reaches_the_workers_too_and_prints_nothing_of_theirs(tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(_ORPHAN)
+    command = [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as main:
+        worker = int(_eventually(lambda: (tmp_path / "0").read_text() if (tmp_path / "0").exists() else ""))
+        os.killpg(main.pid, signal.SIGINT)
+        told = main.communicate(timeout=60)[1]
+    assert told.count("Traceback") == told.count("KeyboardInterrupt\n") == 1
+    assert not _is_running(worker)
+
+
 def _eventually(condition: Callable[[], Any]) -> Any:
     """Return the first true value of the condition, or its last one after half a minute."""
     deadline = time.monotonic() + 30
