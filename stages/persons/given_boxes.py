@@ -45,11 +45,12 @@ def run(params: GivenBoxesParams, workspace: Workspace, engine: Engine) -> Count
     clips = read_manifest(workspace.manifest)
     source = Path(params.source)
     given = read_boxes(source)
-    unknown = [name for name in given if name not in {clip.id for clip in clips}]
+    ids = {clip.id for clip in clips}
+    unknown = [name for name in given if name not in ids]
     if unknown:
         raise HarcacheError(
             f"{source} has boxes of {len(unknown)} clips that the manifest lacks, first '{unknown[0]}'; "
-            f"use the ids of {workspace.manifest}. {did_you_mean(unknown[0], [clip.id for clip in clips])}"
+            f"use the ids of {workspace.manifest}. {did_you_mean(unknown[0], ids)}"
         )
     wanted = [
         Wanted(
@@ -82,6 +83,9 @@ def read_boxes(path: Path) -> dict[str, np.ndarray]:
     lacking = [name for name in ("clip", *_NUMBERS) if name not in table]
     if lacking:
         raise HarcacheError(f"{path} has no column '{lacking[0]}'; expected clip,{','.join(_NUMBERS)}")
+    named = table["clip"].map(lambda name: isinstance(name, str | int)).to_numpy(bool)
+    # Rows without one would be left out where they are grouped.
+    _check(path, table, named, "no clip id")
     rows = _numbers(table)
     frame, x1, y1, x2, y2, score = rows.T
     _check(path, table, np.isfinite(rows).all(axis=1), "a value that is no number")

@@ -147,6 +147,14 @@ def test_a_file_that_is_no_table_of_boxes_is_an_error(
         read_boxes(tmp_path / name)
 
 
+@pytest.mark.parametrize("clip", ["", '"clip": null, ', '"clip": ["a"], '], ids=["none", "null", "list"])
+def test_a_box_of_no_clip_is_named_and_not_dropped(tmp_path: Path, clip: str) -> None:
+    box = '"frame": 0, "x1": 1, "y1": 1, "x2": 9, "y2": 9, "score": 1}'
+    (tmp_path / "boxes.json").write_text(f'[{{"clip": "a", {box}, {{{clip}{box}]')
+    with pytest.raises(HarcacheError, match=r"row 2 \(clip .*, frame 0, .* has no clip id; correct the file"):
+        read_boxes(tmp_path / "boxes.json")
+
+
 def test_a_clip_may_be_called_what_pandas_takes_for_nothing(tmp_path: Path) -> None:
     (tmp_path / "boxes.csv").write_text(f"{_HEADER}NA,0,1,1,9,9,1\n007,0,1,1,9,9,1\n")
     assert list(read_boxes(tmp_path / "boxes.csv")) == ["NA", "007"]
