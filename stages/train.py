@@ -56,7 +56,7 @@ __all__ = ["BEST", "How", "Summary", "run"]
 
 BEST = "best.pt"
 
-_BACKBONE = ("width", "blocks", "graph")
+_FREE = ("num_classes", "dropout")  # arguments in which a checkpoint to start from may differ
 _Kind = TypeVar("_Kind", bound=nn.Module)
 
 
@@ -369,7 +369,7 @@ def _start_from(made: Any, path: Path, classes: Sequence[str], key: str) -> None
     """Take over a checkpoint's backbone, and its head too where it tells the same classes apart."""
     given = load_trained(path, "cpu")
     other: Any = _as(type(made), given)
-    kept = [key for key in _BACKBONE if key in made.config]
+    kept = [key for key in made.config if key not in _FREE]
     found, asked = ({key: net.config[key] for key in kept} for net in (other, made))
     if found != asked:
         raise HarcacheError(f"{path} holds a network of {found}, but {key}.model asks for {asked}")
