@@ -127,6 +127,14 @@ def _check_protocols(clip: Clip) -> None:
             raise HarcacheError(
                 f"clip '{clip.id}' has a protocol {protocol!r}: expected letters, digits, '_', '.' and '-'"
             )
+    for what, pairs in (("labels", clip.labels), ("splits", clip.splits)):
+        names = [name for name, _ in pairs]
+        for protocol in names:
+            if names.count(protocol) > 1:
+                found = ", ".join(str(value) for name, value in pairs if name == protocol)
+                raise HarcacheError(
+                    f"clip '{clip.id}' has several {what} in {protocol}: expected one of {found}"
+                )
     for protocol, label in clip.labels:
         if label < 0:
             raise HarcacheError(

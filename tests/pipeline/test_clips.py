@@ -116,6 +116,11 @@ def test_a_video_outside_its_folder_fails(video: str) -> None:
         ({"labels": (("x sub", 1),)}, "has a protocol 'x sub'"),
         ({"labels": (("xsub", -1),)}, "has label -1 in xsub"),
         ({"splits": (("xsub", "dev"),)}, "has split 'dev' in xsub: expected train, val, test"),
+        (
+            {"splits": (("xsub", "train"), ("xsub", "test"))},
+            "several splits in xsub: expected one of train, test",
+        ),
+        ({"labels": (("xsub", 0), ("xsub", 1))}, "has several labels in xsub: expected one of 0, 1"),
     ],
 )
 def test_a_clip_that_contradicts_itself_fails(change: dict, message: str) -> None:

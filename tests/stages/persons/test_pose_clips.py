@@ -86,13 +86,15 @@ def test_poses_alone_become_heatmaps_with_labels_and_splits(
 
 
 def test_clips_and_splits_that_can_not_be_are_named(workspace: Workspace, params: DatasetParams) -> None:
-    poses = [_pose("a"), _pose("folder/b"), _pose("c", size=None)]
-    assert _index(workspace, params, poses, {"everything": ["a"]}) == Counts(1, 0, 3)
+    poses = [_pose("a"), _pose("folder/b"), _pose("c", size=None), _pose("d")]
+    splits = {"everything": ["a"], "xsub_train": ["d"], "xsub_val": ["d"]}
+    assert _index(workspace, params, poses, splits) == Counts(1, 0, 4)
     failed = {id: reason for id, _, reason in read_failures(workspace.failures("index"))}
     assert "clip id 'folder/b' can't be a file name" in failed["folder/b"]
     assert failed["c"] == "its entry has no img_shape, which the crop needs: import it with one"
     assert failed["split everything"] == "expected a name like xsub_train, train1 or test"
-    assert read_manifest(workspace.manifest)[0].label("default") == 1
+    assert failed["d"] == "clip 'd' has several splits in xsub: expected one of train, test"
+    assert read_manifest(workspace.manifest)[0].label("xsub") == 1
 
 
 def test_the_layout_needs_imported_poses(workspace: Workspace, params: DatasetParams) -> None:
