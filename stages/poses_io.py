@@ -30,6 +30,7 @@ __all__ = ["annotation_of", "export_poses", "import_poses", "write_annotations"]
 _MEGABYTE = 1_000_000
 _NAMED = 5  # entries that are named in print; a file lists all
 _LONGEST_ID = 255
+_MOST_CLASSES = 100_000  # each class up to the largest label gets a row in the table of classes
 
 
 def import_poses(source: Path, out: Path) -> Counts:
@@ -218,7 +219,10 @@ def _pose(source: Path, entry: Any) -> ImportedPose:
         nobody &= ~scores.any(2)
     keypoints[nobody] = np.nan
     label = entry.get("label")
-    _require(label is None or (type(label) is int and label >= 0), "label is no whole number from 0 on")
+    _require(
+        label is None or (type(label) is int and 0 <= label < _MOST_CLASSES),
+        f"label is no whole number from 0 on, under {_MOST_CLASSES}",
+    )
     size = _image_size(entry)
     if in_space:
         flat = np.full((*scores.shape, 2), np.nan, np.float32)

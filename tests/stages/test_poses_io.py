@@ -149,6 +149,8 @@ _BAD = {
     "more than float32 holds": (_entry("bad", keypoint=np.full((1, 4, 17, 2), 1e300)), "holds NaN or inf"),
     "a wrong frame count": (_entry("bad", total_frames=9), "total_frames is 9, but keypoint has 4"),
     "a negative label": (_entry("bad", label=-1), "label is no whole number from 0 on"),
+    "a label of a billion classes": (_entry("bad", label=10**9), "no whole number from 0 on, under"),
+    "a label too large for its table": (_entry("bad", label=2**80), "label is no whole number"),
     "a label that is text": (_entry("bad", label="wave"), "label is no whole number"),
     "no image": (_entry("bad", img_shape=(0, 320)), "img_shape is no height and width"),
 }  # fmt: skip
