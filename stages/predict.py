@@ -22,7 +22,7 @@ from pipeline.params import DatasetParams, from_mapping
 from pipeline.progress import progress
 from pipeline.video import Probe, probe
 from stages.chain import Chain, Seen, read_samples
-from stages.pictures.overlay import Shown, write_overlay
+from stages.pictures.overlay import OVERLAYS, Shown, write_overlay
 from stages.scoring.accuracy import softmax
 from stages.training.feeds import feed_of, preparation, section_of
 from stages.training.networks import Trained, attention_of, check_classes, load_trained, scores_of
@@ -220,20 +220,36 @@ def class_names(trained: Trained, params: DatasetParams, workspace: Workspace | 
 
 
 def _overlays(paths: Sequence[Path], overlay: Path | None) -> list[Path | None]:
-    """Return where each video's overlay goes; HarcacheError where two would be one file."""
+    """Return where each video's overlay goes.
+
+    Raises HarcacheError where two would be one file, one would take a video's place, or none can be written.
+    """
     if overlay is None:
         return [None] * len(paths)
-    if overlay.suffix:
-        if len(paths) > 1:
-            raise HarcacheError(
-                f"--overlay {overlay} is one file for {len(paths)} videos; give a folder, without a suffix"
-            )
-        return [overlay]
-    files: list[Path | None] = [overlay / f"{path.stem}.mp4" for path in paths]
+    if not overlay.suffix:
+        files = [overlay / f"{path.stem}.mp4" for path in paths]
+    elif overlay.suffix.lower() not in OVERLAYS:
+        raise HarcacheError(
+            f"--overlay {overlay} can't be written: give a name that ends with one of {', '.join(OVERLAYS)}, "
+            "or a folder, without a suffix"
+        )
+    elif len(paths) > 1:
+        raise HarcacheError(
+            f"--overlay {overlay} is one file for {len(paths)} videos; give a folder, without a suffix"
+        )
+    else:
+        files = [overlay]
     twice = [file for file, times in Counter(files).items() if times > 1]
     if twice:
         raise HarcacheError(f"{twice[0]} would be the overlay of two videos; predict them one by one")
-    return files
+    videos = {path.resolve() for path in paths}
+    for file in files:
+        if file.resolve() in videos:
+            raise HarcacheError(
+                f"the overlay {file} would take the place of that very video; give --overlay another name or "
+                "folder"
+            )
+    return list(files)
 
 
 def _seconds(frame: int, video: Probe) -> float | None:

@@ -18,9 +18,12 @@ from pipeline.video import Probe, read_frames, write_video
 from stages.chain import Sampled, counted
 from stages.pictures.drawing import COLOURS, WHITE, draw_box, draw_skeleton, even, lit, with_text
 
-__all__ = ["Shown", "write_overlay"]
+__all__ = ["OVERLAYS", "Shown", "write_overlay"]
 
-_LEAST_HEIGHT = 480  # pixels
+OVERLAYS = (".mp4", ".mkv", ".mov", ".m4v", ".avi")
+"""Suffixes of the containers that take what an overlay is written with."""
+
+_LEAST_HEIGHT, _MOST_WIDTH = 480, 4096  # pixels that small videos are enlarged to; H.264 ends at 16,384
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def _drawn(
     path: Path, video: Probe, shown: Sequence[Shown], min_score: float, bar: Progress
 ) -> Iterator[np.ndarray]:
     middles = np.array([one.sampled.seen.start + one.sampled.seen.end for one in shown]) / 2
-    scale = max(1, -(-_LEAST_HEIGHT // video.height))
+    scale = max(1, min(-(-_LEAST_HEIGHT // video.height), _MOST_WIDTH // video.width))
     for number, frame in enumerate(counted(read_frames(path, 0, video.frames), bar)):
         window = shown[int(np.abs(middles - number - 0.5).argmin())]
         yield _draw(frame, number, window, min_score, scale)

@@ -23,8 +23,8 @@ from pipeline.params import DatasetParams, EvaluateParams, SampleParams
 from pipeline.progress import progress
 from pipeline.video import probe, read_frames, write_video
 from stages import chain, evaluate
-from stages.chain import Seen, read_samples
-from stages.pictures.overlay import Shown, _draw
+from stages.chain import Sampled, Seen, read_samples
+from stages.pictures.overlay import OVERLAYS, Shown, _draw, write_overlay
 from stages.predict import Options, Predictor, cut, videos_of
 from stages.scoring.accuracy import softmax
 from stages.train import CHECKPOINT
@@ -216,6 +216,41 @@ def test_the_overlay_shows_box_skeleton_attention_and_label() -> None:
     assert later[430, 100].min() > 100 > later[60, 100].max()
     nobody = Shown(chain.Sampled(_seen(0, 10), [], []), classes, None)
     assert (_draw(frame, 0, nobody, 0.3, 2)[-2 * 100 :, 300:500] == 120).all()
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ("a.mp4", "the overlay a.mp4 would take the place of that very video"),
+        (".", "the overlay a.mp4 would take the place of that very video"),
+        ("out.gif", "out.gif can't be written: give a name that ends with one of .mp4, .mkv"),
+    ],
+)
+def test_an_overlay_never_takes_a_videos_place_and_is_refused_before_any_work(
+    trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlay: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.mp4").write_bytes(b"raw footage")
+    done = _predict(".", "--checkpoint", trained.training("epam") / CHECKPOINT, "--overlay", overlay)
+    assert done.exit_code == 1 and message in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+    assert Path("a.mp4").read_bytes() == b"raw footage"
+
+
+@pytest.mark.parametrize("suffix", OVERLAYS)
+def test_an_overlay_of_any_shape_is_written_to_each_container(tmp_path: Path, suffix: str) -> None:
+    write_video(tmp_path / "wide.mp4", [np.zeros((20, 1200, 3), np.uint8)] * 2, 25)
+    video = probe(tmp_path / "wide.mp4")
+    nobody = (np.zeros((0, 2, *shape), np.float32) for shape in ((4,), (17, 2), (17,)))
+    shown = Shown(
+        Sampled(Seen(0, 2, *nobody, (0, 0, 1200, 20), "image"), [], [0]),
+        [{"name": "wave", "probability": 1}],
+        None,
+    )
+    out = tmp_path / f"out{suffix}"
+    with progress(2, "draw") as bar:
+        write_overlay(out, tmp_path / "wide.mp4", video, [shown], 0.2, bar)
+    assert probe(out).frames == 2 and probe(out).width == 3600
 
 
 def test_one_overlay_file_for_two_videos_is_refused(trained: Workspace, tmp_path: Path) -> None:
