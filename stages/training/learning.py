@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment
+from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning_fabric.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.nn import functional
@@ -43,14 +43,16 @@ def launch(device: str, precision: str) -> Fabric:
     local, nodes = processes()
     alone = local * nodes == 1
     strategy: str | Strategy = "auto" if alone else DDPStrategy(broadcast_buffers=False)
+    # One process needs nobody, whatever job of SLURM's it runs in. Several of a job that is called "bash" or
+    # "interactive", as salloc's are, Lightning would each have start all the others.
+    environment = LightningEnvironment() if alone else None if _by_torchrun() else SLURMEnvironment()
     fabric = Fabric(
         accelerator="gpu" if place.type == "cuda" else "cpu",
         devices=[place.index or 0] if alone and place.type == "cuda" else local,
         num_nodes=nodes,
         strategy=strategy,
         precision=_PRECISIONS[precision],
-        # One process needs nobody, whatever job of SLURM's it runs in.
-        plugins=[LightningEnvironment()] if alone else None,
+        plugins=environment,
     )
     fabric.launch()
     return fabric
@@ -62,7 +64,7 @@ def processes() -> tuple[int, int]:
     Raises HarcacheError where SLURM is to start several and srun did not, for which one would wait for ever,
     or where it does not say how many to a machine.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if _by_torchrun():
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         return local, int(os.environ["WORLD_SIZE"]) // local
     tasks = int(os.environ.get("SLURM_NTASKS", 1))
@@ -79,6 +81,10 @@ def processes() -> tuple[int, int]:
             )
         return int(os.environ["SLURM_NTASKS_PER_NODE"]), int(os.environ.get("SLURM_NNODES", 1))
     return 1, 1
+
+
+def _by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 class _Task(nn.Module):

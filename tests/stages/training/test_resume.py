@@ -89,7 +89,8 @@ def _by_srun(rank: int, ranks: int, port: int) -> dict[str, str]:
     """What SLURM tells each of the processes that srun starts on one machine, which is not the port."""
     return {
         "SLURM_JOB_ID": str(40000 + port - 15000),
-        "SLURM_JOB_NAME": "train",
+        # As in a shell of salloc, from which Lightning by itself takes it that nobody started processes.
+        "SLURM_JOB_NAME": "interactive",
         "SLURM_STEP_ID": "0",
         "SLURM_NNODES": "1",
         "SLURM_NODELIST": "localhost",
