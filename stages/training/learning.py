@@ -33,7 +33,7 @@ from stages.training.resume import Signals
 
 __all__ = ["Learner", "launch", "loss_of", "processes"]
 
-_VALIDATIONS = 6  # times that the curves look at the test split
+_VALIDATIONS = 6  # times that the curves look at the test split, at least
 _PRECISIONS: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
@@ -280,7 +280,8 @@ class Learner:
         self._check_loss()
         found, self._counted = self._loader.waits.since(self._counted), replace(self._loader.waits)
         self.waits, self.last_waits = self.waits.plus(found), found
-        if self.epoch % max(1, self._recipe.epochs // _VALIDATIONS):
+        # The last epoch's is the network that is kept.
+        if self.epoch % max(1, self._recipe.epochs // _VALIDATIONS) and self.step < self.steps:
             return False
         self._module.eval()
         with torch.no_grad(), self._fabric.autocast():

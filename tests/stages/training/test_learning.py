@@ -24,7 +24,7 @@ from stages import heatmap, rgb, train
 from stages.building import inputs_from, parts_of
 from stages.crop import Crop, read_crops
 from stages.train import BEST, How
-from stages.training import room
+from stages.training import learning, room
 from stages.training.feeds import preparation
 from stages.training.learning import Learner, launch
 from stages.training.resume import Signals
@@ -210,17 +210,20 @@ def test_a_stream_starts_from_a_checkpoint_whatever_its_classes(
 
 
 @pytest.mark.parametrize(
-    ("width", "kind", "message"),
+    ("kind", "other", "message"),
     [
-        (16, PoseXShiftNet, r"holds a network of .*'width': 16.*, but training\.model asks for"),
-        (8, EPAMNet, r"other\.pt holds a EPAMNet; expected a PoseXShiftNet"),
+        (PoseXShiftNet, {"width": 16}, r"holds a network of .*'width': 16.*, but training\.model asks for"),
+        (PoseXShiftNet, {"shift": 0.25}, r"holds a network of .*'shift': 0\.25.*, but training\.model"),
+        (PoseXShiftNet, {"shift": 0, "temporal_kernel": 3}, "holds a network of .*'temporal_kernel': 3"),
+        (PoseXShiftNet, {"in_channels": 25}, r"holds a network of .*'in_channels': 25"),
+        (EPAMNet, {}, r"other\.pt holds a EPAMNet; expected a PoseXShiftNet"),
     ],
 )
 def test_a_checkpoint_of_another_network_is_no_start(
-    own_demo: Workspace, tmp_path: Path, width: int, kind: Any, message: str
+    own_demo: Workspace, tmp_path: Path, kind: Any, other: dict[str, Any], message: str
 ) -> None:
     blocks = {"blocks": (1, 1, 1)} if kind is PoseXShiftNet else {}
-    save_checkpoint(tmp_path / "other.pt", kind(12, width=width, **blocks))
+    save_checkpoint(tmp_path / "other.pt", kind(12, **{"width": 8} | blocks | other))
     with pytest.raises(HarcacheError, match=message):
         _run("pose", _with(init=str(tmp_path / "other.pt")), own_demo)
 
@@ -233,6 +236,15 @@ def test_streams_of_other_classes_are_refused(trained: Workspace, own_demo: Work
         HarcacheError, match=r"network\.pt has 'class 0' as class 0, but the dataset 'demo' has"
     ):
         _run("epam", PARAMS, own_demo)
+
+
+def test_the_network_that_is_kept_is_tested_whatever_the_number_of_epochs(
+    own_demo: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "_VALIDATIONS", 2)
+    _run("pose", _with(epochs=5), own_demo)
+    rows = (own_demo.training("pose") / "plots" / "accuracy.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows if ",test," in row] == ["2", "4", "5"]
 
 
 def test_training_that_no_longer_gets_better_ends(
