@@ -541,6 +541,7 @@ def bench_train(
 
     Example: harcache bench train --compile --json train.json
     """
+    _let_threads_rest()
     _measure("train", out, device, precision, compiled, batch, clips, seconds)
 
 
