@@ -11,7 +11,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +27,9 @@ from pipeline.parts import dataset_lock, read_records
 from stages import caches
 from stages.building import part_file, rate_file
 from stages.crop import Crop, flag_counts, read_crops
+from stages.pictures import template
 from stages.pictures.charts import histogram, lines
+from stages.pictures.matrix import confusion_matrix
 from stages.pictures.strips import Picture, Strips
 from stages.scoring.results import Outputs
 from stages.workspace import EXTRACTION, NETWORKS, Workspace
@@ -41,8 +42,9 @@ _RANDOM, _WORST, _FAILED = 12, 12, 24  # clips with pictures
 _LISTED = 500  # rows of failures: the whole list stands in failures/*.csv
 _LONGEST = 600  # letters of a reason
 _PAIRS = 20
-_ROOM = 8_000_000  # bytes of confusion matrices: those of 400 classes take some megabytes each
-_INLINED = ("report.css", "report.js")
+_DIGITS = 12  # of a count of clips, so that sums fit in 64 bits
+_ROOM = 4_000_000  # letters of an evaluation's confusion matrices: those of 400 classes take a megabyte each
+_STYLES = ("colours.css", "report.css", "matrix.css")
 _MEANINGS = {
     "nobody": "no person was found",
     "low_confidence": "the keypoints' mean score is low",
@@ -144,7 +146,7 @@ def _page(build: _Build) -> dict[str, Any]:
 def _render(page: dict[str, Any]) -> bytes:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    style, script = (files("stages.pictures").joinpath("templates", name).read_text() for name in _INLINED)
+    style, script = "".join(map(template, _STYLES)), template("report.js")
     environment = Environment(
         loader=PackageLoader("stages.pictures"),
         autoescape=True,
@@ -384,8 +386,8 @@ def _results(build: _Build) -> list[dict[str, Any]]:
 
 def _evaluation(title: str, outputs: Outputs) -> dict[str, Any]:
     metrics = _json(outputs.metrics)
-    tables, pictures = outputs.folder / "tables", outputs.folder / "pictures"
-    networks = [path.stem.removeprefix("confusion-") for path in sorted(pictures.glob("confusion-*.png"))]
+    tables = outputs.folder / "tables"
+    networks = [path.stem.removeprefix("confusion-") for path in sorted(tables.glob("confusion-*.csv"))]
     # As the evaluation chooses what `dvc plots` shows.
     whole = [name for name in networks if name in ("epam", "amfi")]
     shown = next(iter(whole or networks[-1:]), None)
@@ -393,21 +395,34 @@ def _evaluation(title: str, outputs: Outputs) -> dict[str, Any]:
         "accuracy": _accuracy_table(title, metrics, tables / "networks.csv"),
         "others": _other_measures(metrics),
         "shown": shown,
-        "matrices": _matrices(pictures, sorted(networks, key=lambda name: name != shown)),
+        "matrices": _matrices(tables, sorted(networks, key=lambda name: name != shown)),
         "by_class": _by_class(tables / "classes.csv", shown),
         "pairs": _hardest(tables / "pairs.csv", shown),
     }
 
 
-def _matrices(folder: Path, networks: Sequence[str]) -> list[tuple[str, Picture | None]]:
+def _matrices(folder: Path, networks: Sequence[str]) -> list[tuple[str, Markup | None]]:
     """Return the confusion matrix of each network, None for those that would make the page too large."""
-    found: list[tuple[str, Picture | None]] = []
+    found: list[tuple[str, Markup | None]] = []
     room = _ROOM
     for name in networks:
-        picture = Picture.of_png(folder / f"confusion-{name}.png")
-        room -= len(picture.address)
+        classes, counts = _confusions(folder / f"confusion-{name}.csv")
+        picture = confusion_matrix(counts, classes, name)
+        room -= len(picture)
         found.append((name, picture if room >= 0 else None))
     return found
+
+
+def _confusions(path: Path) -> tuple[list[str], np.ndarray]:
+    """Return the class names, and how many clips of each (rows) are taken for which: (classes, classes)."""
+    header, rows = _table(path)
+    classes = header[1:]
+    square = [row[:1] for row in rows] == [[name] for name in classes]
+    if not classes or not square or any(len(row) != len(header) for row in rows):
+        raise HarcacheError(
+            f"{path}: expected a row and a column for each class; run the stage that writes it again"
+        )
+    return classes, np.array([[_count(path, text) for text in row[1:]] for row in rows], np.int64)
 
 
 def _other_measures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -542,6 +557,12 @@ def _number(path: Path, text: str) -> float:
         raise HarcacheError(f"{path}: '{text}' is no number; run the stage that writes it again") from None
 
 
+def _count(path: Path, text: str) -> int:
+    if not text.isdecimal() or len(text) > _DIGITS:
+        raise HarcacheError(f"{path}: '{text}' is no count; run the stage that writes it again")
+    return int(text)
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
@@ -553,10 +574,15 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        header, *rows = [*csv.reader(file)] or [[]]
+    header, rows = _table(path)
     if header != list(columns) or any(len(row) != len(columns) for row in rows):
         raise HarcacheError(
             f"{path}: expected the columns {','.join(columns)}; run the stage that writes it again"
         )
     return rows
+
+
+def _table(path: Path) -> tuple[list[str], list[list[str]]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *rows = [*csv.reader(file)] or [[]]
+    return header, rows

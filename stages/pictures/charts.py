@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 import numpy as np
 from markupsafe import Markup
 
+from stages.pictures.svg import add, as_markup, write
+
 __all__ = ["histogram", "lines"]
 
 _WIDTH, _HEIGHT = 360, 190  # of a phone's screen; larger ones scale it
@@ -38,21 +40,21 @@ def histogram(values: Sequence[float] | np.ndarray, label: str, of: str) -> Mark
         height = area.height * count / peak
         first, last = edges[number] + whole / 2, edges[number + 1] - whole / 2
         span = f"{first:g}" if first == last else f"{_short(first)} to {_short(last)}"
-        bar = _add(
+        bar = add(
             svg,
             "rect",
             {"class": "bar", "x": area.left + number * step + 0.5, "y": area.bottom - height},
             width=max(step - 1, 0.5),
             height=height,
         )
-        _add(bar, "title", {}).text = f"{span}: {count} {of}"
+        add(bar, "title", {}).text = f"{span}: {count} {of}"
     shown = (edges[:-1] + 0.5 if whole else edges).tolist()
     for number in sorted({0, len(shown) // 2, len(shown) - 1}):
         x = area.left + (number + (0.5 if whole else 0)) * step
-        _text(svg, x, area.bottom + 15, _short(shown[number]), "end" if x > area.right - 9 else "middle")
+        write(svg, x, area.bottom + 15, _short(shown[number]), "end" if x > area.right - 9 else "middle")
     _scale(svg, area, 0, peak, f"{peak:,}")
-    _text(svg, (area.left + area.right) / 2, _HEIGHT - 5, label, "middle")
-    return _markup(svg)
+    write(svg, (area.left + area.right) / 2, _HEIGHT - 5, label, "middle")
+    return as_markup(svg)
 
 
 def lines(
@@ -74,16 +76,16 @@ def lines(
 
     for number, (name, one) in enumerate(finite.items()):
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in one))
-        _add(svg, "polyline", {"class": f"line line{number}", "points": path})
+        add(svg, "polyline", {"class": f"line line{number}", "points": path})
         for x, y in one:
             cx, cy = place(x, y)
-            mark = _add(svg, "circle", {"class": f"mark{number}", "cx": cx, "cy": cy}, r=_MARK)
-            _add(mark, "title", {}).text = f"{name}, epoch {x:g}: {y:.4g}"
+            mark = add(svg, "circle", {"class": f"mark{number}", "cx": cx, "cy": cy}, r=_MARK)
+            add(mark, "title", {}).text = f"{name}, epoch {x:g}: {y:.4g}"
     for x in sorted({first, last}):
-        _text(svg, place(x, 0)[0], area.bottom + 15, f"{x:g}", "middle")
+        write(svg, place(x, 0)[0], area.bottom + 15, f"{x:g}", "middle")
     _scale(svg, area, 0, highest, f"{highest:.3g}")
-    _text(svg, (area.left + area.right) / 2, _HEIGHT - 5, f"epoch; {label}", "middle")
-    return _markup(svg)
+    write(svg, (area.left + area.right) / 2, _HEIGHT - 5, f"epoch; {label}", "middle")
+    return as_markup(svg)
 
 
 class _Area:
@@ -98,33 +100,14 @@ def _frame(label: str) -> tuple[ElementTree.Element, _Area]:
     view = f"0 0 {_WIDTH} {_HEIGHT}"
     svg = ElementTree.Element("svg", {"viewBox": view, "role": "img", "aria-label": label})
     area = _Area()
-    _add(svg, "path", {"class": "axis", "d": f"M{area.left} {area.top}V{area.bottom}H{area.right}"})
+    add(svg, "path", {"class": "axis", "d": f"M{area.left} {area.top}V{area.bottom}H{area.right}"})
     return svg, area
 
 
 def _scale(svg: ElementTree.Element, area: _Area, low: float, high: float, text: str) -> None:
-    _text(svg, area.left - 5, area.top + 8, text, "end")
-    _text(svg, area.left - 5, area.bottom + 2, f"{low:g}", "end")
-
-
-def _text(svg: ElementTree.Element, x: float, y: float, text: str, anchor: str) -> None:
-    _add(svg, "text", {"x": x, "y": y, "text-anchor": anchor}).text = text
+    write(svg, area.left - 5, area.top + 8, text, "end")
+    write(svg, area.left - 5, area.bottom + 2, f"{low:g}", "end")
 
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _add(
-    parent: ElementTree.Element, tag: str, attributes: Mapping[str, str | float], **more: float
-) -> ElementTree.Element:
-    given = {**attributes, **more}
-    texts = {
-        name: f"{value:.1f}" if isinstance(value, float) else str(value) for name, value in given.items()
-    }
-    return ElementTree.SubElement(parent, tag, texts)
-
-
-def _markup(svg: ElementTree.Element) -> Markup:
-    # ElementTree escapes every text and attribute.
-    return Markup(ElementTree.tostring(svg, encoding="unicode", short_empty_elements=False))

@@ -4,7 +4,6 @@ Read from the stores, so that one sees what training sees; a clip that no store 
 """
 
 import base64
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -33,15 +32,6 @@ class Picture(NamedTuple):
     address: str
     width: int
     height: int
-
-    @classmethod
-    def of_png(cls, path: Path) -> "Picture":
-        """Return a PNG file's picture; HarcacheError where it is none."""
-        content = path.read_bytes()
-        if len(content) < 24 or not content.startswith(b"\x89PNG"):
-            raise HarcacheError(f"{path} is no PNG; run the stage that writes it again")
-        # Its first chunk begins with the size.
-        return cls(_data_uri(content, "image/png"), *struct.unpack(">II", content[16:24]))
 
 
 class Strips:

@@ -16,8 +16,8 @@ import numpy as np
 
 from pipeline.clips import Clip
 from pipeline.files import write_atomically
-from stages.scoring.accuracy import confusion, hardest_pairs, per_class, top
-from stages.scoring.confusion import draw_confusion
+from stages.pictures.matrix import confusion_matrix
+from stages.scoring.accuracy import confusion, hardest_pairs, per_class
 from stages.workspace import Workspace
 
 __all__ = ["Cost", "Outputs", "Scored", "write_results"]
@@ -106,13 +106,13 @@ def _write_tables(folder: Path, labels: np.ndarray, classes: Sequence[str], scor
     by_class, by_pair, costs = [], [], []
     for one in scored:
         counts = confusion(one.scores.argmax(axis=1), labels, len(classes))
-        right = f"{one.name}: top-1 {top(1, one.scores, labels):.1%} of {len(labels)} clips"
         _write_table(
             folder / "tables" / f"confusion-{one.name}.csv",
             ("actual", *classes),
             ((name, *row) for name, row in zip(classes, counts.tolist(), strict=True)),
         )
-        draw_confusion(folder / "pictures" / f"confusion-{one.name}.png", counts, classes, right)
+        picture = confusion_matrix(counts, classes, one.name, alone=True)
+        write_atomically(folder / "pictures" / f"confusion-{one.name}.svg", picture.encode())
         by_class += [(one.name, *(row[c] for c in _CLASS_COLUMNS)) for row in per_class(counts, classes)]
         for pair in hardest_pairs(counts):
             names = classes[pair.first], classes[pair.second]

@@ -17,6 +17,7 @@ from pipeline.errors import HarcacheError
 from pipeline.outcomes import Counts, write_counts, write_failures
 from pipeline.parts import Outcome
 from stages import report
+from stages.pictures.matrix import confusion_matrix
 from stages.scoring.results import Cost, Outputs, Scored, write_results
 from stages.training.curves import Curves
 from stages.workspace import Workspace
@@ -97,9 +98,9 @@ def test_a_whole_datasets_page_has_every_section_and_figure(whole: Workspace, tm
         *("detect 6 249", "of a worker's time"),
     ):
         assert said in text
-    # Of six clips worst and random ones, one that failed, and two matrices.
+    # Of six clips worst and random ones, and one that failed.
     assert page.count('src="data:image/jpeg') == 13
-    assert page.count('src="data:image/png') == 2
+    assert re.findall(r'"Confusion matrix of (\w+): top-1 \d+.\d% of 6 clips;', page) == ["epam", "pose"]
 
 
 def test_amfi_nets_evaluation_has_tables_of_its_own_beside_epam_nets_or_alone(
@@ -126,12 +127,12 @@ def test_the_page_asks_for_nothing_outside_of_it_and_is_small(whole: Workspace, 
     assert len(page) < 2e6
 
 
-def test_pictures_that_would_make_the_page_too_large_are_only_named(
+def test_matrices_that_would_make_the_page_too_large_are_only_named(
     whole: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "_ROOM", 100_000)
+    monkeypatch.setattr(report, "_ROOM", 6_000)
     page = _made(whole, tmp_path / "page.html")
-    assert page.count('src="data:image/png') < 2
+    assert page.count('class="matrix"') == 1
     assert "The confusion matrix of pose would make this page too large" in _text(page)
 
 
@@ -215,10 +216,17 @@ def test_damaged_results_are_named(whole: Workspace, tmp_path: Path) -> None:
     own.metrics.write_text("{")
     assert re.search(f"demo.json is no JSON .*{again}$", _refusal(own, out))
     own.metrics.write_text("{}")
-    picture = own.evaluation / "pictures" / "confusion-pose.png"
-    picture.write_text("no picture")
-    assert _refusal(own, out).endswith(f"confusion-pose.png is no PNG{again}")
-    picture.unlink()
+    table = own.evaluation / "tables" / "confusion-pose.csv"
+    for content, said in (
+        ("actual,a,b\na,1,0\n", "expected a row and a column for each class"),
+        ("actual,a,b\na,1,0\nb,2\n", "expected a row and a column for each class"),
+        ("actual\n", "expected a row and a column for each class"),
+        ("actual,a\na,-1\n", "'-1' is no count"),
+        ("actual,a\na,1" + "0" * 30, "is no count"),
+    ):
+        table.write_text(content)
+        assert re.search(f"confusion-pose.csv: .*{said}{again}$", _refusal(own, out))
+    table.unlink()
     (own.evaluation / "tables" / "classes.csv").write_text("no,table\n")
     assert "classes.csv: expected the columns network,label,name" in _refusal(own, out)
     (own.training("rgb") / "plots" / "loss.csv").write_text("epoch,split,loss\n1,train,much\n")
@@ -272,10 +280,32 @@ def test_the_page_fits_its_window_and_says_nothing_to_the_console(
     images = browser.execute_script(
         "return [...document.images].map(one => one.complete && one.naturalWidth > 0)"
     )
-    assert len(images) == 15
+    assert len(images) == 13
     assert all(images)
     assert browser.title == "demo: harcache report"
     assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("classes", [12, 20, 60, 120])
+def test_a_confusion_matrix_fits_its_window_and_its_texts_are_large_enough_and_apart(
+    browser: Any, tmp_path: Path, classes: int, width: int
+) -> None:
+    counts = np.random.default_rng(0).integers(0, 2, (classes, classes)) + 9 * np.eye(classes, dtype=int)
+    picture = tmp_path / "picture.svg"
+    names = [f"classes that have number {number}" for number in range(classes)]
+    picture.write_text(confusion_matrix(counts, names, "epam", alone=True), encoding="utf-8")
+    _open(browser, picture.as_uri(), width)
+    texts = browser.execute_script(
+        "return [...document.querySelectorAll('text')].filter(one => one.getClientRects().length).map(one =>"
+        " {const box = one.getBoundingClientRect(), size = parseFloat(getComputedStyle(one).fontSize);"
+        " return [box.left, box.top, box.right, box.bottom, size * one.getScreenCTM().a]})"
+    )
+    left, top, right, bottom, size = np.array(texts).T
+    assert len(texts) > 20 and size.min() > 8
+    assert left.min() >= 0 and right.max() <= width
+    apart = (left[:, None] >= right) | (top[:, None] >= bottom)
+    assert (apart | apart.T | np.eye(len(texts), dtype=bool)).all()
 
 
 def test_what_a_page_does_wrong_is_seen_in_the_console(browser: Any, address: str, tmp_path: Path) -> None:
@@ -286,15 +316,22 @@ def test_what_a_page_does_wrong_is_seen_in_the_console(browser: Any, address: st
     assert browser.execute_script("return document.images[0].naturalWidth") == 0
 
 
+_SHOWN = {
+    "ground": (("body", "background-color"), ("svg.matrix", "background-color")),
+    "text": (("body", "color"), ("svg.matrix .text", "fill")),
+}
+
+
 def test_the_page_is_dark_where_the_reader_wants_it(browser: Any, address: str) -> None:
     light = {}
     for scheme in ("light", "dark"):
         _open(browser, address, 1400, scheme)
-        for name in ("color", "background-color"):
-            shown = browser.find_element("tag name", "body").value_of_css_property(name)
-            light[scheme, name] = sum(map(int, re.findall(r"\d+", shown)[:3])) / 3
-    assert light["light", "background-color"] > 240 > 60 > light["light", "color"]
-    assert light["dark", "color"] > 200 > 60 > light["dark", "background-color"]
+        for place, name in (*_SHOWN["ground"], *_SHOWN["text"]):
+            shown = browser.find_element("css selector", place).value_of_css_property(name)
+            light[scheme, place, name] = sum(map(int, re.findall(r"\d+", shown)[:3])) / 3
+    for ground, text in zip(_SHOWN["ground"], _SHOWN["text"], strict=True):
+        assert light["light", *ground] > 240 > 60 > light["light", *text]
+        assert light["dark", *text] > 200 > 60 > light["dark", *ground]
 
 
 def _column(browser: Any, table: int, column: int) -> list[str]:
