@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cache.streaming import Batch
+from cache.streaming import Batch, constant
 from pipeline.keypoints import COCO_MIRRORED, NTU_MIRRORED
 
 __all__ = ["prepare_skeletons"]
@@ -59,7 +59,8 @@ def _in_crop(keypoints: Tensor) -> Tensor:
 def _from_body(positions: Tensor) -> Tensor:
     """Turn (B, T, M, V, 3) metres before the sensor into metres seen from the first person's body."""
     person = positions[:, :, 0]
-    seen = person[:, :, [_HIP, _SPINE, _LEFT_SHOULDER, _RIGHT_SHOULDER]].isfinite().all(-1).all(-1)
+    trunk = constant((_HIP, _SPINE, _LEFT_SHOULDER, _RIGHT_SHOULDER), positions.device)
+    seen = person.index_select(2, trunk).isfinite().all(-1).all(-1)
     first = person[torch.arange(len(person), device=person.device), seen.int().argmax(1)]
     up = first[:, _SPINE] - first[:, _HIP]
     height = up.norm(dim=-1, keepdim=True)
@@ -79,7 +80,8 @@ def _from_body(positions: Tensor) -> Tensor:
 
 def _laid_out(joints: Tensor, flip: Tensor, mirrored: tuple[int, ...]) -> Tensor:
     """Mirror (B, T, M, V, 3) where asked, NaN to 0, and lay it out as (B, 3, T, V, M)."""
-    opposite = joints[:, :, :, list(mirrored)] * joints.new_tensor([-1, 1, 1])
+    opposite = joints.index_select(3, constant(mirrored, joints.device))
+    opposite = opposite * constant((-1.0, 1.0, 1.0), joints.device)
     known = torch.where(flip, opposite, joints)
     known = torch.where(known.isfinite().all(-1, keepdim=True), known, 0)
     return known.permute(0, 4, 1, 3, 2).contiguous()

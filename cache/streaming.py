@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from mmap import MADV_HUGEPAGE, mmap
 from multiprocessing import get_context
@@ -40,7 +41,16 @@ from pipeline.errors import HarcacheError
 from pipeline.keypoints import COCO_MIRRORED
 from pipeline.processes import end_with_parent
 
-__all__ = ["Batch", "ClipDataset", "ClipLoader", "RowReader", "Store", "default_workers", "prepare"]
+__all__ = [
+    "Batch",
+    "ClipDataset",
+    "ClipLoader",
+    "RowReader",
+    "Store",
+    "constant",
+    "default_workers",
+    "prepare",
+]
 
 # Samples; more at once would hold up the first batch for longer and save no time.
 _DRAWN_AT_ONCE = 1024
@@ -560,6 +570,15 @@ def prepare(
     return moved
 
 
+@lru_cache(maxsize=32)
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return numbers on a device, (n,), taken there once.
+
+    At such a copy in each step the host of a GPU would wait until all that is queued is done.
+    """
+    return torch.tensor(values, device=device)
+
+
 def _crop(keypoints: Tensor, crop: Tensor) -> Tensor:
     """Move (B, T, M, K, 3) from the whole crop into parts of it, (B, 4): x, y, width, height."""
     corner, sides = crop[:, None, None, None, :2], crop[:, None, None, None, 2:]
@@ -568,7 +587,7 @@ def _crop(keypoints: Tensor, crop: Tensor) -> Tensor:
 
 def _to_heatmaps(maps: Tensor, flip: Tensor) -> Tensor:
     """Mirror (B, T, K, h, w) where asked and lay it out as (B, K, T, h, w) float32."""
-    mirrored = maps[:, :, list(COCO_MIRRORED)].flip(4)
+    mirrored = maps.index_select(2, constant(COCO_MIRRORED, maps.device)).flip(4)
     frames = torch.where(flip, mirrored, maps).flatten(0, 1)
     frames = frames.to(torch.float32, memory_format=torch.channels_last)
     return frames.unflatten(0, maps.shape[:2]).transpose(1, 2)
@@ -577,6 +596,5 @@ def _to_heatmaps(maps: Tensor, flip: Tensor) -> Tensor:
 def _normalise(rgb: Tensor) -> Tensor:
     """Normalise (..., W, 3) uint8 by channel, whole rows at a time: loops over 3 values are slow on a CPU."""
     width = rgb.shape[-2]
-    mean = torch.tensor(_RGB_MEAN * width, device=rgb.device)
-    std = torch.tensor(_RGB_STD * width, device=rgb.device)
+    mean, std = (constant(values * width, rgb.device) for values in (_RGB_MEAN, _RGB_STD))
     return rgb.flatten(-2).float().sub_(mean).div_(std).unflatten(-1, (width, 3))

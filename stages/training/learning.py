@@ -7,7 +7,7 @@ next step depends on must be in the state that is saved.
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any
@@ -135,7 +135,8 @@ class Learner:
         self.network, self.curves = network, Curves(fabric.device)
         self.step, self.best, self.stale = 0, -1.0, 0
         self.waits, self.last_waits, self._counted = Waits(), Waits(), Waits()
-        self._label, self._asked = label, torch.zeros(2, device=fabric.device)
+        self._label = label
+        self._asked: _Asked | None = None
         self._fabric, self._recipe, self._prepare = fabric, recipe, prepare
         self._loader, self._check = loader, check
         if fabric.world_size > 1:
@@ -312,8 +313,8 @@ class Learner:
         """
         if self._fabric.world_size == 1:
             return asked
-        before, self._asked = self._asked, self._sum(torch.tensor(asked, device=self._fabric.device).float())
-        return tuple(bool(value) for value in before.tolist())
+        before, self._asked = self._asked, _Asked(asked, self._fabric.device)
+        return before.of_any() if before else (False,) * len(asked)
 
     def _random_states(self) -> dict[str, Tensor]:
         """The generators' states of all processes, (processes, bytes) by kind of device."""
@@ -336,6 +337,26 @@ class Learner:
         torch.set_rng_state(own["cpu"])
         if "cuda" in own and self._fabric.device.type == "cuda":
             torch.cuda.set_rng_state(own["cuda"], self._fabric.device)
+
+
+class _Asked:
+    """What this process asks for in a step, told to all others while a GPU works on.
+
+    Fabric's own sum would have each host wait for all processes and their devices first.
+    """
+
+    def __init__(self, asked: Sequence[bool], device: torch.device) -> None:
+        on_gpu = device.type == "cuda"
+        total = torch.tensor(asked, dtype=torch.float32, pin_memory=on_gpu).to(device, non_blocking=True)
+        torch.distributed.all_reduce(total)
+        self._total = total.to("cpu", non_blocking=True)
+        self._there = torch.cuda.current_stream(device).record_event() if on_gpu else None
+
+    def of_any(self) -> tuple[bool, ...]:
+        """Wait for the answers: which of these any process asked for."""
+        if self._there is not None:
+            self._there.synchronize()
+        return tuple(bool(value) for value in self._total.tolist())
 
 
 def _rows(batch: Mapping[str, Tensor], first: int, end: int) -> Batch:

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cache.clip_store import (
     ArraySpec,
@@ -26,7 +28,8 @@ from cache.clip_store import (
 )
 from cache.heatmaps import draw_heatmaps
 from cache.sampling import uniform_sample_test
-from cache.streaming import ClipDataset, ClipLoader, prepare
+from cache.skeletons import prepare_skeletons
+from cache.streaming import ClipDataset, ClipLoader, constant, prepare
 from pipeline.errors import HarcacheError
 
 LENGTHS = [5, 48, 70, 120, 30, 96, 200, 12, 60, 51, 49]
@@ -462,6 +465,50 @@ def test_a_flip_mirrors_both_streams_and_swaps_left_and_right(stores):
     for one, other in [(nose, nose), (left_eye, right_eye), (left_ankle, right_ankle)]:
         assert torch.equal(mixed["heatmaps"][0, one], plain["heatmaps"][0, other].flip(-1))
         assert torch.equal(mixed["heatmaps"][0, other], plain["heatmaps"][0, one].flip(-1))
+
+
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="needs a PyTorch that knows GPUs, but no GPU")
+@pytest.mark.parametrize("poses", ["heatmaps", "keypoints", "positions"])
+def test_preparing_on_a_gpu_copies_nothing_to_it_that_its_host_would_wait_for(poses):
+    copied = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, arguments=(), more=None):
+            result = operator(*arguments, **(more or {}))
+            devices = [value.device.type for value in arguments if isinstance(value, torch.Tensor)]
+            if "cpu" in devices and result.device.type == "cuda":
+                copied.append(str(operator))
+            return result
+
+    batch = {
+        "rgb": ((4, 8, 8, 3), torch.uint8),
+        "heatmaps": ((12, 17, 8, 8), torch.uint8),
+        "keypoints": ((12, 2, 17, 3), torch.float16),
+        "positions": ((12, 2, 25, 3), torch.float32),
+        "flip": ((), torch.bool),
+    }
+    ways = {
+        "heatmaps": [prepare],
+        "keypoints": [prepare, prepare_skeletons],
+        "positions": [prepare_skeletons],
+    }
+    constant.cache_clear()
+    try:
+        # Says what a GPU would be asked to do, without one.
+        with FakeTensorMode():
+            there = {
+                name: torch.empty((2, *shape), dtype=dtype, device="cuda")
+                for name, (shape, dtype) in batch.items()
+                if name in ("rgb", "flip", poses)
+            }
+            for way in ways[poses]:
+                way(there)
+            with Watch():
+                for way in ways[poses]:
+                    way(there)
+    finally:
+        constant.cache_clear()
+    assert copied == []
 
 
 def test_preparing_leaves_the_batch_as_it_was(stores):

@@ -163,6 +163,22 @@ def test_parts_of_a_step_learn_what_the_whole_does_where_no_statistics_are_taken
             torch.testing.assert_close(other[name], value, rtol=0, atol=1e-6)
 
 
+def test_processes_ask_each_other_without_waiting_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a barrier ends only when every GPU has done all that it was given")
+
+    meeting = f"file://{tmp_path}/meeting"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(torch.distributed, "barrier", refuse)
+        told = learning._Asked((True, False), torch.device("cpu"))
+        assert told.of_any() == (True, False)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_the_rate_scales_with_the_batch() -> None:
     assert replace(_RECIPE, lr=0.1, batch_size=24, base_batch=96).scaled_lr == pytest.approx(0.025)
     assert replace(_RECIPE, lr=0.1, batch_size=24).scaled_lr == 0.1
