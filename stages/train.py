@@ -37,7 +37,7 @@ from pipeline.params import (
 )
 from stages.training.curves import Journal
 from stages.training.feeds import Section, preparation
-from stages.training.learning import Learner, launch, loss_of, processes
+from stages.training.learning import Learner, launch, loss_of, sharing
 from stages.training.networks import Trained, check_classes, load_trained
 from stages.training.resume import STATE, read_state, requeue, stopping, write_state
 from stages.training.room import check_memory
@@ -393,7 +393,7 @@ def _loader(dataset: ClipDataset, recipe: RecipeParams, fabric: Fabric, workers:
     return ClipLoader(
         dataset,
         size,
-        workers=workers or default_workers(fabric.device, processes()[0]),
+        workers=workers or default_workers(fabric.device, sharing()),
         again=True,
         device=fabric.device,
         rank=fabric.global_rank,

@@ -31,7 +31,7 @@ from stages.training.curves import Curves
 from stages.training.networks import outputs_of
 from stages.training.resume import Signals
 
-__all__ = ["Learner", "launch", "loss_of", "processes"]
+__all__ = ["Learner", "launch", "loss_of", "processes", "sharing"]
 
 _VALIDATIONS = 6  # times that the curves look at the test split, at least
 _PRECISIONS: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
@@ -81,6 +81,13 @@ def processes() -> tuple[int, int]:
             )
         return int(os.environ["SLURM_NTASKS_PER_NODE"]), int(os.environ.get("SLURM_NNODES", 1))
     return 1, 1
+
+
+def sharing() -> int:
+    """Return how many training processes share the processor cores that this one may use."""
+    # srun binds each process to cores of its own, unless SLURM was set up without that.
+    own = not _by_torchrun() and len(os.sched_getaffinity(0)) < int(os.environ.get("SLURM_CPUS_ON_NODE", 0))
+    return 1 if own else processes()[0]
 
 
 def _by_torchrun() -> bool:

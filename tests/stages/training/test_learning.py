@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import cache
 from cache.annotations import read_poses
-from cache.streaming import ClipDataset, ClipLoader
+from cache.streaming import ClipDataset, ClipLoader, default_workers
 from models.checkpoints import load_checkpoint, load_network, save_checkpoint
 from models.epam_net import EPAMNet
 from models.xshiftnet import PoseXShiftNet
@@ -177,6 +177,25 @@ def test_processes_ask_each_other_without_waiting_for_all(
         assert told.of_any() == (True, False)
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("cores", "told", "workers"),
+    [
+        (8, {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4"}, 7),  # bound by srun
+        (32, {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4"}, 7),  # not bound
+        (32, {"TORCHELASTIC_RUN_ID": "0", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "4"}, 7),
+        (16, {"TORCHELASTIC_RUN_ID": "0", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "4"}, 3),
+        (16, {}, 15),
+    ],
+)
+def test_each_gpu_has_the_cores_that_are_its_own(
+    monkeypatch: pytest.MonkeyPatch, cores: int, told: dict[str, str], workers: int
+) -> None:
+    for name, value in (told | {"SLURM_CPUS_ON_NODE": "32"} if told else told).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)))
+    assert default_workers(torch.device("cuda"), learning.sharing()) == workers
 
 
 def test_the_rate_scales_with_the_batch() -> None:
