@@ -18,9 +18,9 @@ from stages.pictures.svg import add, as_markup, write
 __all__ = ["confusion_matrix"]
 
 _WIDTH = 360  # units: pixels of a phone's screen; larger ones scale them
-_LEFT, _TOP, _RIGHT, _BOTTOM = 106, 32, 4, 24  # what names, numbers and the key to shades take
+_LEFT, _TOP, _RIGHT, _BOTTOM = 112, 32, 4, 24  # what names, numbers and the key to shades take
 _SIDE = _WIDTH - _LEFT - _RIGHT
-_FONT, _FINE = 9.0, 3.4  # units: read on a phone, and on a screen three times as wide
+_FONT, _FINE = 9.0, 3.3  # units: read on a phone, and on a screen three times as wide
 _NUMBER, _FINE_NUMBER = 8.0, 2.9  # the same of shares in cells
 _LETTER, _WIDE, _LINE = 0.6, 1.0, 1.2  # widths of letters, and a line's height, of a font's size
 _STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # from one class with a name to the next
