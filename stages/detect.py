@@ -40,7 +40,7 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
     own = fingerprint("detect", params.detect.fingerprint, weights)
     wanted = [Wanted(clip, fingerprint(own, clip.fingerprint)) for clip in clips]
     context = Context(
-        workspace.detections, workspace.videos, params.detect, workspace.weights_dir, workspace.device
+        workspace.detections, workspace.videos, params.detect, workspace.weights_dir, workspace.device, own
     )
     parts = Parts("detect", workspace.detections, workspace.detections, wanted)
     records = build_parts(parts, process, context, engine, workspace.retry_failed)

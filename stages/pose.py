@@ -49,6 +49,7 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
         params.pose,
         workspace.weights_dir,
         workspace.device,
+        own,
         workspace.detections,
         inputs.token,
     )

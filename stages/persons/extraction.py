@@ -30,13 +30,18 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Context:
-    """What a unit needs beside its clips; ``token`` stands for the state of the detections, if needed."""
+    """What a unit needs beside its clips.
+
+    ``network`` stands for the parameters and the content of the network's files, ``token`` for the state of
+    the detections, if needed.
+    """
 
     folder: Path
     videos: Path
     params: DetectParams | PoseParams
     weights_dir: Path | None
     device: str
+    network: str
     detections: Path = Path()
     token: str = ""
 
@@ -56,7 +61,7 @@ def extract_part(
     """
     timer = Timer()
     given_up = dict(unit.given_up)
-    network = _network(context.params, context.weights_dir, context.device)
+    network = _network(context.network, context.params, context.weights_dir, context.device)
     sources = {
         clip.id: _frames(clip, context.videos, wanted) for clip in unit.clips if clip.id not in given_up
     }
@@ -112,8 +117,10 @@ def _threads() -> int:
 
 
 @lru_cache(maxsize=1)
-def _network(params: DetectParams | PoseParams, weights_dir: Path | None, device: str) -> Network:
-    # One network a process: loading it costs more than a unit's work.
+def _network(
+    content: str, params: DetectParams | PoseParams, weights_dir: Path | None, device: str
+) -> Network:
+    # One network a process, which may outlive the command: loading it costs more than a unit's work.
     if isinstance(params, DetectParams):
         from models.detectors import load_detector
 

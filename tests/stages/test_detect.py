@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.annotations import read_detections
+from models.weights import find_weights
 from pipeline.clips import read_manifest, write_manifest
 from pipeline.datasets.demo import read_truth
 from pipeline.engine import Engine
@@ -96,6 +98,19 @@ def test_unknown_weights_are_named_before_any_work(short: Workspace, params: Dat
     with pytest.raises(HarcacheError, match="weights 'demo-yol' are not in"):
         _run(unknown, short)
     assert list(short.detections.iterdir()) == []
+
+
+def test_other_weights_of_the_same_name_are_read_by_a_process_that_knew_the_first(
+    short: Workspace, params: DatasetParams, tmp_path: Path
+) -> None:
+    # As a worker of a running Dask cluster does, which outlives the commands.
+    workspace, mine = replace(short, weights_dir=tmp_path), tmp_path / "mine.pt"
+    with_mine = replace(params, detect=replace(params.detect, weights="mine"))
+    mine.write_bytes(find_weights("demo-yolo").read_bytes())
+    assert _run(with_mine, workspace) == Counts(2, 0, 0)
+    mine.write_bytes(b"others, and damaged")
+    with pytest.raises(HarcacheError, match=r"mine\.pt"):
+        _run(with_mine, workspace)
 
 
 def _box(x: float, score: float = 0.5) -> list[float]:

@@ -49,7 +49,7 @@ def _extract(
 ) -> Report:
     assert isinstance(params.detect, DetectParams)
     clips = tuple(read_manifest(workspace.manifest))
-    context = Context(workspace.detections, workspace.videos, params.detect, None, "cpu")
+    context = Context(workspace.detections, workspace.videos, params.detect, None, "cpu", "")
     workspace.detections.mkdir(parents=True, exist_ok=True)
 
     def wanted(clip: Clip) -> list[np.ndarray | None]:
