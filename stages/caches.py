@@ -1,12 +1,10 @@
 """Caches: what a dataset's caches hold, and a digest of each clip, whichever part it lies in."""
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,11 @@ from pipeline.errors import HarcacheError
 from pipeline.outcomes import read_counts
 from pipeline.parts import Record, dataset_lock, read_records
 from pipeline.progress import progress
+from pipeline.threads import thread_pool
 from stages.building import ended, part_file
 from stages.workspace import Workspace
 
-__all__ = ["describe", "digests", "info", "present", "record_folder", "sources_of", "threads", "total"]
+__all__ = ["describe", "digests", "info", "present", "record_folder", "sources_of", "total"]
 
 Read = Callable[[], Iterable[np.ndarray]]
 
@@ -48,11 +47,6 @@ def present(workspace: Workspace) -> dict[str, Path]:
 def record_folder(cache_folder: Path) -> Path:
     """Return where the records of a cache's parts lie."""
     return records_dir(cache_folder) if cache_folder.suffix == ".zarr" else cache_folder
-
-
-def threads() -> int:
-    """Return how many threads read files: digests and decoders leave Python's lock."""
-    return len(os.sched_getaffinity(0))
 
 
 def info(workspace: Workspace) -> dict[str, Any]:
@@ -150,8 +144,8 @@ def digests(workspace: Workspace) -> dict[str, str]:
                 sources[id].append((stage, read))
         ids = sorted(sources)
         found = {}
-        with progress(len(ids), "digest") as bar, ThreadPool(threads()) as pool:
-            for id, digest in zip(ids, pool.imap(_digest, [sources[id] for id in ids]), strict=True):
+        with progress(len(ids), "digest") as bar, thread_pool() as pool:
+            for id, digest in zip(ids, pool.map(_digest, [sources[id] for id in ids]), strict=True):
                 found[id] = digest
                 bar.advance(1)
     return found

@@ -4,11 +4,10 @@ Every video is opened, so that a later stage never meets a wrong frame count; wh
 last time is not. Threads do: FFmpeg and the digest leave Python's lock, and memory is one packet a thread.
 """
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from multiprocessing.pool import ThreadPool
+from concurrent.futures import as_completed
 from pathlib import Path
 
 from pipeline.clips import Clip, write_classes, write_manifest
@@ -21,6 +20,7 @@ from pipeline.params import DatasetParams
 from pipeline.parts import Outcome
 from pipeline.probes import Probed, look_at, read_probes, recorder, write_probes
 from pipeline.progress import progress
+from pipeline.threads import thread_pool
 from stages.building import finish
 from stages.workspace import Workspace
 
@@ -77,10 +77,12 @@ def _probe_all(workspace: Workspace, names: Sequence[str], threads: int | None) 
         writing(memory),
         recorder(memory) as record,
         progress(len(names), "index", unit="videos") as shown,
-        ThreadPool(threads or len(os.sched_getaffinity(0))) as pool,
+        thread_pool(threads) as pool,
     ):
         again = workspace.retry_failed
-        for one in pool.imap_unordered(lambda v: look_at(workspace.videos, v, known.get(v), again), names):
+        looks = [pool.submit(look_at, workspace.videos, name, known.get(name), again) for name in names]
+        for look in as_completed(looks):
+            one = look.result()
             probed[one.video] = one
             if one is not known.get(one.video):
                 record(one)

@@ -9,7 +9,6 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import cache
@@ -20,8 +19,9 @@ from pipeline.errors import HarcacheError
 from pipeline.outcomes import listed_tables, table_problem
 from pipeline.parts import Record, dataset_lock, discard_part, file_problem, read_record, record_path
 from pipeline.progress import notice, progress
+from pipeline.threads import thread_pool
 from stages.building import ended
-from stages.caches import present, record_folder, threads
+from stages.caches import present, record_folder
 from stages.crop import read_crops
 from stages.workspace import EXTRACTION, Workspace
 
@@ -223,9 +223,9 @@ def _changed(one: _Cache) -> Iterator[Problem]:
     files = [(record, *file) for record in one.records.values() for file in record.files]
     with (
         progress(len(files), f"verify {one.stage}", unit="files") as bar,
-        ThreadPool(threads()) as pool,
+        thread_pool() as pool,
     ):
-        results = pool.imap(lambda file: file_problem(one.folder / file[1], *file[2:]), files)
+        results = pool.map(lambda file: file_problem(one.folder / file[1], *file[2:]), files)
         for (record, name, _, _), what in zip(files, results, strict=True):
             bar.advance(1, failed=what is not None)
             if what is not None:
