@@ -114,18 +114,27 @@ def inputs_from(folder: Path, clips: Sequence[Clip]) -> Inputs:
         tuple(
             Outcome(o.id, "skipped", "", f"{o.status} in {folder.name}") for o in wanted if o.status != "ok"
         ),
-        fingerprint([record.files for record in records]),
+        _token(records),
     )
 
 
 @lru_cache(maxsize=2)
 def parts_of(folder: Path, token: str) -> Mapping[str, Path]:
-    """Return the HDF5 part of each clip in ``folder``; read once a process and ``token`` (see `Inputs`)."""
-    return {
-        outcome.id: part_file(folder, record.part)
-        for record in read_records(folder)
-        for outcome in record.outcomes
-    }
+    """Return the HDF5 part of each clip in ``folder``; read once a process and ``token`` (see `Inputs`).
+
+    Raises StandstillError where ``folder`` holds other parts than those of ``token``.
+    """
+    records = read_records(folder)
+    if _token(records) != token:
+        raise StandstillError(
+            f"{folder} does not hold here what the command saw in it: a shared file system may take a minute "
+            "to show new files everywhere; run again"
+        )
+    return {outcome.id: part_file(folder, record.part) for record in records for outcome in record.outcomes}
+
+
+def _token(records: Sequence[Record]) -> str:
+    return fingerprint([record.files for record in records])
 
 
 @dataclass(frozen=True)

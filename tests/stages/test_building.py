@@ -255,6 +255,18 @@ def test_the_token_changes_with_the_parts_alone(workspace: Workspace) -> None:
     assert inputs_from(workspace.detections, clips).token != token
 
 
+def test_a_worker_that_does_not_see_all_parts_yet_says_so_and_looks_again(workspace: Workspace) -> None:
+    _build(workspace, _clips(4))
+    folder = workspace.detections
+    token = inputs_from(folder, _clips(4)).token
+    late, hidden = folder / "part-00001.json", folder / "late"
+    late.rename(hidden)
+    with pytest.raises(StandstillError, match="does not hold here what the command saw in it"):
+        parts_of(folder, token)
+    hidden.rename(late)
+    assert parts_of(folder, token).keys() == {"c0", "c1", "c2", "c3"}
+
+
 def test_a_stage_that_has_not_run_is_named(workspace: Workspace) -> None:
     _build(workspace, _clips(4))
     with pytest.raises(
