@@ -9,7 +9,7 @@ from typing import Any
 
 import cache
 from cache.streaming import ClipDataset
-from pipeline.clips import Clip, read_manifest
+from pipeline.clips import Clip, read_classes, read_manifest
 from pipeline.errors import HarcacheError, did_you_mean
 from pipeline.params import DatasetParams, RecipeParams
 from pipeline.progress import notice
@@ -70,9 +70,10 @@ def stores_of(workspace: Workspace) -> list[Path]:
 
 
 def split_clips(workspace: Workspace, train: Section, split: str) -> list[Clip]:
-    """Return the labelled clips of a split that all stores hold; HarcacheError when there are none.
+    """Return the labelled clips of a split that all stores hold.
 
-    Of the split "train", those with a flag of ``train.sample.exclude`` are left out.
+    Of the split "train", those with a flag of ``train.sample.exclude`` are left out. Raises HarcacheError
+    when there are no clips, and for a label that no class has.
     """
     stored = set.intersection(*(set(cache.open(path).ids) for path in stores_of(workspace)))
     clips = [
@@ -82,6 +83,13 @@ def split_clips(workspace: Workspace, train: Section, split: str) -> list[Clip]:
         and clip.split(train.protocol) == split
         and clip.label(train.protocol) is not None
     ]
+    classes = len(class_names(read_classes(workspace.classes), train, workspace.dataset))
+    for clip in clips:
+        if (label := _label(clip, train.protocol)) >= classes:
+            raise HarcacheError(
+                f"clip '{clip.id}' has label {label} in {train.protocol}, of which {workspace.classes} names "
+                f"{classes} classes, from 0 to {classes - 1}; run the index stage again"
+            )
     if split == "train" and train.sample.exclude:
         clips = _without(train, clips, workspace)
     if not clips:

@@ -169,6 +169,20 @@ def test_a_dataset_without_labels_fails(own_demo: Workspace, params: DatasetPara
         _run("pose", plain, own_demo)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_label_without_a_class_is_named_before_any_work(
+    own_demo: Workspace, params: DatasetParams, split: str
+) -> None:
+    first, *others = sorted(read_manifest(own_demo.manifest), key=lambda clip: clip.split("xsub") != split)
+    own_demo.manifest.unlink()
+    write_manifest(own_demo.manifest, [replace(first, labels=(("xsub", 12),)), *others])
+    message = (
+        rf"clip '{first.id}' has label 12 in xsub, of which .*classes\.csv names 12 classes, from 0 to 11"
+    )
+    with pytest.raises(HarcacheError, match=message):
+        _run("pose", params, own_demo)
+
+
 @pytest.mark.parametrize(("store", "size"), [("rgb", 48), ("heatmap", 24)])
 def test_a_store_made_with_other_parameters_is_refused(
     demo: Workspace, params: DatasetParams, store: str, size: int
