@@ -5,6 +5,7 @@ are read without running any code in them, and a checksum finds damage that PyTo
 """
 
 import hashlib
+import io
 import json
 import pickle
 import re
@@ -22,7 +23,7 @@ from models.amfi_net import AMFINet, ResNet3D18
 from models.epam_net import EPAMNet
 from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
 from pipeline.errors import HarcacheError, did_you_mean
-from pipeline.files import commit_file, flush, partial_path
+from pipeline.files import write_atomically
 
 __all__ = [
     "NETWORKS",
@@ -81,7 +82,7 @@ def save_checkpoint(
     """Write a network of this package to ``path``, whole or not at all.
 
     ``classes`` are the names of its outputs in order; ``extra`` holds plain values: numbers, text, lists,
-    dicts.
+    dicts. Raises StandstillError where the disk is full.
     """
     names = {kind: name for name, kind in NETWORKS.items()}
     content = {
@@ -92,13 +93,10 @@ def save_checkpoint(
         "state_dict": {name: value.detach().cpu().clone() for name, value in network.state_dict().items()},
         "extra": dict(extra or {}),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_path(path)
-    # An open file: given a name, PyTorch would write that name into the file.
-    with partial.open("wb") as file:
-        torch.save(content | {"digest": _digest(content)}, file)
-    commit_file(partial, path)
-    flush(path.parent)
+    # Of a file on a full disk PyTorch would raise an error of its own, and write the file's name into it.
+    buffer = io.BytesIO()
+    torch.save(content | {"digest": _digest(content)}, buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -1,5 +1,7 @@
 """Promises of models.checkpoints: what was saved comes back, released weights load, and nothing else does."""
 
+import resource
+
 import pytest
 import torch
 
@@ -91,6 +93,19 @@ def test_a_torn_file_is_found(network, tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(HarcacheError, match=r"there is no checkpoint .*net.pt"):
         load_checkpoint(tmp_path / "net.pt")
+
+
+def test_a_full_disk_is_told_of_in_one_line_and_leaves_the_file_of_before(tmp_path):
+    path = tmp_path / "net.pt"
+    path.write_bytes(b"of before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(HarcacheError, match=r"net\.pt could not be written: file too large; make room"):
+            save_checkpoint(path, EPAMNet(**SMALL))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"of before"
 
 
 class Harm:
