@@ -6,7 +6,7 @@ last time is not. Threads do: FFmpeg and the digest leave Python's lock, and mem
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from pathlib import Path
 
@@ -146,7 +146,25 @@ def _described(clips: Sequence[Clip], classes: Mapping[str, Sequence[str]]) -> s
         counted = [f"{sides[side]} {side}" for side in shown]
         counted += [f"{sides[None]} in no split"] if sides[None] else []
         lines.append(f"index: {protocol}: {len(names)} classes, {', '.join(counted)}")
+        if sides["train"] and sides["test"]:
+            lines += [f"index: {protocol}: {line}" for line in _one_sided(clips, protocol, names)]
     return "\n".join(lines)
+
+
+def _one_sided(clips: Sequence[Clip], protocol: str, names: Sequence[str]) -> Iterator[str]:
+    """Name the classes that are never tested, or tested but never learnt."""
+    sides: dict[int, set[str]] = defaultdict(set)
+    for clip in clips:
+        label, split = clip.label(protocol), clip.split(protocol)
+        if label is not None and split is not None:
+            sides[label].add(split)
+    for there, absent in (("train", "test"), ("test", "train")):
+        found = [
+            names[label] for label in sorted(sides) if there in sides[label] and absent not in sides[label]
+        ]
+        more = f" and {len(found) - _NAMES} more" if len(found) > _NAMES else ""
+        if found:
+            yield f"{len(found)} with {there} clips alone, no {absent}: {', '.join(found[:_NAMES])}{more}"
 
 
 def _noted(notes: Sequence[Outcome], listed: Path) -> str:

@@ -216,7 +216,7 @@ def test_a_bad_video_is_answered_in_one_line(
     write(path)
     message = _refusal("index", "mine")
     assert re.match(rf"index: 1 of 1 failed, more than 1\.0%; first {path.stem}: {name} ({reason})", message)
-    assert message.endswith("or allow more by --max-failed")
+    assert message.endswith("allow more by --max-failed 1, for dvc by HARCACHE_MAX_FAILED=1")
     # What FFmpeg itself has to say would come by the file descriptors.
     assert capfd.readouterr() == ("", "")
 
@@ -230,7 +230,8 @@ def test_bad_videos_among_good_ones_are_listed_and_the_others_kept(videos: Path)
     told = done.stdout.splitlines()
     assert re.fullmatch(r"index: 3 clips of 3 videos, \d+ frames, [\d.e-]+ hours", told[0])
     assert told[1] == "index: default: 2 classes, 2 train, 1 test"
-    assert sorted(line.rpartition(": ")[2] for line in told[2:-1]) == [
+    assert told[2] == "index: default: 1 with train clips alone, no test: walk"
+    assert sorted(line.rpartition(": ")[2] for line in told[3:-1]) == [
         "half.avi", "half.mp4", "sound", "text", "zero"
     ]  # fmt: skip
     assert told[-1] == "index: 3 ok, 0 skipped, 5 failed of 8 clips"

@@ -20,6 +20,9 @@ __all__ = ["PROTOCOL", "scan_folder"]
 
 PROTOCOL = "default"
 _SPLITS = ("train", "val", "test")
+_SPLIT_FOLDERS = {name: name for name in _SPLITS} | {
+    "training": "train", "valid": "val", "validation": "val", "testing": "test"
+}  # fmt: skip
 _WHOLE_NUMBERS = ("subject", "start", "end")
 _UNSAFE = re.compile(r"[^\w.+=@-]+")
 
@@ -27,7 +30,8 @@ _UNSAFE = re.compile(r"[^\w.+=@-]+")
 def scan_folder(root: Path, params: IndexParams) -> Scan:
     """Return the clips of class folders, or of ``params.table``, a path relative to ``root``.
 
-    A class folder is the first folder on a video's path; its name is the class. Class numbers follow the
+    A class folder is the first folder on a video's path; its name is the class. Where all first folders are
+    called as splits are, they are splits, and the second is the class. Class numbers follow the
     names in order, as numbers where all names are whole numbers. In a table an empty value means none, other
     columns are ignored, and ``start`` and ``end`` (one past the last) are frames from 0. A wrong table raises
     HarcacheError with the line; so do parameters that don't fit the videos.
@@ -45,20 +49,30 @@ def scan_folder(root: Path, params: IndexParams) -> Scan:
         sides = _by_subject(labelled, params) if subjects else _by_ratio(labelled, groups, params)
         entries = tuple(replace(e, splits=((PROTOCOL, sides[e]),)) if e in sides else e for e in entries)
     elif subjects:
-        raise HarcacheError(
-            f"{root / str(params.table)} has a column 'split', and params.yaml has subjects of the splits: "
-            "keep one of them"
+        where = (
+            f"{root / params.table} has a column 'split'" if params.table else f"{root} has folders of splits"
         )
+        raise HarcacheError(f"{where}, and params.yaml has subjects of the splits: keep one of them")
     return Scan(entries, {PROTOCOL: tuple(names)} if names else {}, doubles)
 
 
 def _class_folders(root: Path) -> list[dict[str, str]]:
-    def row(video: str) -> dict[str, str]:
-        # A path that is not UTF-8 is left out later, and its folder is no class.
-        folders = PurePosixPath(video).parts[:-1] if is_utf8(video) else ()
-        return {"path": video, "label": folders[0] if folders else ""}
+    # A path that is not UTF-8 is left out later, and its folder is no class.
+    folders = {v: PurePosixPath(v).parts[:-1] if is_utf8(v) else () for v in find_videos(root)}
+    first = {parts[0].lower() for parts in folders.values() if parts}
+    if first and first <= _SPLIT_FOLDERS.keys():
+        return [_row_of_split(root, video, parts) for video, parts in folders.items()]
+    return [{"path": video, "label": parts[0] if parts else ""} for video, parts in folders.items()]
 
-    return [row(video) for video in find_videos(root)]
+
+def _row_of_split(root: Path, video: str, folders: Sequence[str]) -> dict[str, str]:
+    if len(folders) == 1:
+        raise HarcacheError(
+            f"{root / folders[0]} is called as a split is, and {PurePosixPath(video).name} lies in it: "
+            "expected folders of classes there, or a table of path,label,split, or another name"
+        )
+    split, label = (_SPLIT_FOLDERS[folders[0].lower()], folders[1]) if folders else ("", "")
+    return {"path": video, "label": label, "split": split}
 
 
 def _read_table(root: Path, table: str) -> list[dict[str, str]]:

@@ -50,6 +50,36 @@ def test_the_first_folder_on_the_path_is_the_class(tmp_path: Path) -> None:
     assert _splits(found)["loose"] is None
 
 
+def test_folders_called_as_splits_are_splits_with_folders_of_classes(tmp_path: Path) -> None:
+    _touch(tmp_path, "Train/wave/a.mp4", "test/push/deep/b.mp4", "validation/wave/c.mp4", "loose.mp4")
+    found = scan("folder", tmp_path, IndexParams("folder"))
+    assert found.classes == {"default": ("push", "wave")}
+    assert _labels(found) == {
+        "Train/wave/a.mp4": "wave",
+        "loose.mp4": None,
+        "test/push/deep/b.mp4": "push",
+        "validation/wave/c.mp4": "wave",
+    }
+    assert [*_splits(found).values()] == ["train", None, "test", "val"]
+
+
+def test_a_folder_beside_those_of_splits_makes_classes_of_all(tmp_path: Path) -> None:
+    _touch(tmp_path, "train/wave/a.mp4", "bus/b.mp4")
+    assert scan("folder", tmp_path, IndexParams("folder")).classes == {"default": ("bus", "train")}
+
+
+def test_splits_that_hold_no_folders_of_classes_are_an_error(tmp_path: Path) -> None:
+    _touch(tmp_path, "train/a.mp4", "test/b.mp4")
+    with pytest.raises(HarcacheError, match=r"test is called as a split is, and b\.mp4 lies in it: expected"):
+        scan("folder", tmp_path, IndexParams("folder"))
+
+
+def test_subjects_beside_folders_of_splits_are_an_error(tmp_path: Path) -> None:
+    _touch(tmp_path, "train/wave/a.mp4", "test/wave/b.mp4")
+    with pytest.raises(HarcacheError, match=r"has folders of splits, and params\.yaml has subjects"):
+        scan("folder", tmp_path, IndexParams("folder", test_subjects=(1,)))
+
+
 def test_a_folder_without_classes_has_clips_without_labels(tmp_path: Path) -> None:
     _touch(tmp_path, *(f"clip{suffix}{suffix}" for suffix in VIDEO_SUFFIXES))
     found = scan("folder", tmp_path, IndexParams("folder"))
