@@ -214,6 +214,22 @@ def test_random_crops_move_what_the_pose_stream_sees(own_demo: Workspace) -> Non
         _run("pose", params, own_demo)
 
 
+def test_files_that_the_system_keeps_in_a_containers_memory_are_no_reason_to_refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_CGROUP", tmp_path)
+    mebi = 2**20
+    (tmp_path / "memory.max").write_text(f"{512 * mebi}\n")
+    (tmp_path / "memory.current").write_text(f"{510 * mebi}\n")  # as after its caches were built
+    (tmp_path / "memory.stat").write_text(
+        f"anon {100 * mebi}\nfile {410 * mebi}\nshmem {10 * mebi}\n"
+        f"inactive_file {300 * mebi}\nactive_file {100 * mebi}\n"
+    )
+    assert room._free(torch.device("cpu")) == 402 * mebi
+    (tmp_path / "memory.max").write_text("max\n")
+    assert room._free(torch.device("cpu")) > 402 * mebi
+
+
 def test_a_batch_that_does_not_fit_is_refused_with_the_size_that_does(
     own_demo: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
