@@ -72,7 +72,7 @@ def build_network(name: str, config: Mapping[str, Any]) -> nn.Module:
         raise HarcacheError(f"there is no network '{name}'. {did_you_mean(name, NETWORKS)}")
     try:
         return NETWORKS[name](**config)
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise HarcacheError(f"the network '{name}' cannot be built from {dict(config)}: {error}") from error
 
 
@@ -114,8 +114,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     digest = content.pop("digest", None)
     try:
+        _check_plain(content["state_dict"], path)
         if digest != _digest(content):
             raise HarcacheError(f"{path} is damaged: its weights do not match their checksum; copy it again")
+        said = content["network"], *content["classes"]
+        if not isinstance(content["config"], dict) or not all(isinstance(name, str) for name in said):
+            raise HarcacheError(f"{path} is damaged: it does not say which network it holds; copy it again")
         return Checkpoint(
             content["network"],
             content["config"],
@@ -198,7 +202,18 @@ def _state_of(content: Any, path: Path) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise HarcacheError(f"{path} holds no state dict; give the file that the released training wrote")
+    _check_plain(content, path)
     return {name.removeprefix("module."): value for name, value in content.items()}
+
+
+def _check_plain(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raise HarcacheError for tensors that are sparse, quantised, without memory or larger than theirs."""
+    for name, value in state.items():
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        if not plain or value.untyped_storage().nbytes() < value.nbytes:
+            raise HarcacheError(
+                f"{path} holds weights that are no plain numbers, first '{name}'; copy it again"
+            )
 
 
 def _load_released(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -299,5 +314,5 @@ def _digest(content: Mapping[str, Any]) -> str:
     digest.update(json.dumps(described, sort_keys=True, default=str).encode())
     for name, value in sorted(content["state_dict"].items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

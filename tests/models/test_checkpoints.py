@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from benchmarks.conv3d import EPAMNet3d
+from models import checkpoints
 from models.checkpoints import (
     build_network,
     import_released_checkpoint,
+    load_any_network,
     load_checkpoint,
     load_network,
     load_released_checkpoint,
@@ -139,6 +141,37 @@ def test_a_checkpoint_that_lost_a_part_is_refused(network, tmp_path):
     torch.save(content, path)
     with pytest.raises(HarcacheError, match=r"net.pt is damaged"):
         load_checkpoint(path)
+
+
+WEIGHT = "pose_cls_head.fc_cls.weight"
+
+
+@pytest.mark.parametrize(
+    "unusual", [lambda w: w.to_sparse(), lambda w: w.to("meta"), lambda w: w[:1].clone().expand_as(w)]
+)
+@pytest.mark.parametrize("released", [False, True])
+def test_weights_that_are_no_plain_numbers_in_memory_are_refused(unusual, released, network, tmp_path):
+    path = tmp_path / "net.pt"
+    save_checkpoint(path, network)
+    content = torch.load(path, weights_only=True)
+    content["state_dict"][WEIGHT] = unusual(content["state_dict"][WEIGHT])
+    torch.save(content["state_dict"] if released else content, path)
+    with pytest.raises(HarcacheError, match=r"net\.pt (is damaged|holds weights that are no plain numbers)"):
+        load_any_network(path)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"network": ["epam_net"]}, {"config": [1]}, {"config": {"num_classes": 10**13}}, {"classes": [["sit"]]}],
+)
+def test_a_checkpoint_that_describes_no_network_is_refused(said, network, tmp_path):
+    path = tmp_path / "net.pt"
+    save_checkpoint(path, network)
+    content = torch.load(path, weights_only=True) | said
+    del content["digest"]
+    torch.save(content | {"digest": checkpoints._digest(content)}, path)
+    with pytest.raises(HarcacheError, match=r"net\.pt is damaged: |cannot be built from"):
+        load_network(path)
 
 
 def test_networks_are_built_by_name():
