@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -513,7 +514,9 @@ class _Started:
 def _shared(like: Tensor) -> Tensor:
     """Return memory for such a tensor that forked processes share, in huge pages: half as many faults."""
     memory = mmap(-1, like.nbytes)
-    memory.madvise(MADV_HUGEPAGE)
+    # A kernel may be built without.
+    with suppress(OSError):
+        memory.madvise(MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=like.dtype).view(like.shape)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cache import streaming
 from cache.clip_store import (
     ArraySpec,
     IndexEntry,
@@ -288,6 +289,11 @@ def test_a_batch_stays_whole_until_two_more_are_taken(stores):
     batches = iter(ClipLoader(make(stores), 2, prefetch=1))
     held = [next(batches), next(batches)]
     assert_same(held, expected[:2])
+
+
+def test_a_kernel_without_huge_pages_does_too(stores, monkeypatch):
+    monkeypatch.setattr(streaming, "MADV_HUGEPAGE", 2**20)  # as unknown to the kernel as theirs is
+    assert len(list(ClipLoader(make(stores), 4))) == 3
 
 
 def test_memory_is_used_again(stores):
