@@ -93,9 +93,9 @@ def read_boxes(path: Path) -> dict[str, np.ndarray]:
     _check(path, table, (x1 >= 0) & (y1 >= 0), "a negative coordinate")
     _check(path, table, (x1 < x2) & (y1 < y2), "an empty box (expected x1 < x2 and y1 < y2)")
     _check(path, table, (score >= 0) & (score <= 1), "a score outside 0 to 1")
-    steps = table.assign(frame=frame).groupby("clip", observed=True)["frame"].diff()
+    steps = table.assign(frame=frame).groupby("clip")["frame"].diff()
     _check(path, table, ~(steps.to_numpy() < 0), "a frame before that of an earlier row of its clip")
-    groups = table.groupby("clip", observed=True, sort=False).indices
+    groups = table.groupby("clip", sort=False).indices
     return {str(name): rows[np.sort(where)] for name, where in groups.items()}
 
 
@@ -107,7 +107,7 @@ def _read_table(path: Path) -> "pd.DataFrame":
             return pd.DataFrame.from_records(json.loads(path.read_text(encoding="utf-8")))
         # A clip may be called NA.
         empty = {name: ["", "nan", "NaN"] for name in _NUMBERS}
-        return pd.read_csv(path, dtype={"clip": "category"}, keep_default_na=False, na_values=empty)
+        return pd.read_csv(path, dtype={"clip": str}, keep_default_na=False, na_values=empty)
     except OSError as error:
         raise HarcacheError(
             f"{path} can't be read ({error.strerror}); detect.source in params.yaml names a file of boxes"

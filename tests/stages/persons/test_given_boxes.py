@@ -158,3 +158,8 @@ def test_a_box_of_no_clip_is_named_and_not_dropped(tmp_path: Path, clip: str) ->
 def test_a_clip_may_be_called_what_pandas_takes_for_nothing(tmp_path: Path) -> None:
     (tmp_path / "boxes.csv").write_text(f"{_HEADER}NA,0,1,1,9,9,1\n007,0,1,1,9,9,1\n")
     assert list(read_boxes(tmp_path / "boxes.csv")) == ["NA", "007"]
+
+
+def test_clips_that_are_numbers_keep_their_zeros(tmp_path: Path) -> None:
+    (tmp_path / "boxes.csv").write_text(f"{_HEADER}3,0,1,1,9,9,1\n0003,0,1,1,9,9,1\n")
+    assert list(read_boxes(tmp_path / "boxes.csv")) == ["3", "0003"]
