@@ -219,9 +219,12 @@ class _Ahead:
             for number, image in enumerate(images):
                 batch, slot = self._place(image, (clip, results, number))
                 begun = perf_counter()
-                image.draw(slot)
+                try:
+                    image.draw(slot)
+                finally:
+                    # Others' images of the batch go on, also where this one's clip fails.
+                    self._has_drawn(batch)
                 spent.prepare += perf_counter() - begun
-                self._has_drawn(batch)
             begun = perf_counter()
 
     def _place(self, image: Image, belongs: tuple[Any, _Results, int]) -> tuple[_Batch, np.ndarray]:

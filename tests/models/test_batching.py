@@ -89,6 +89,25 @@ def test_a_clip_that_fails_in_reading_or_in_the_network_fails_alone() -> None:
     assert str(found["unlucky"]) == "13 brings bad luck"
 
 
+def test_a_clip_whose_image_can_not_be_drawn_fails_alone() -> None:
+    class Draws(_Doubler):
+        def prepare(self, frame: np.ndarray, boxes: np.ndarray) -> list[Image]:
+            (image,) = super().prepare(frame, boxes)
+
+            def draw(pixels: np.ndarray) -> None:
+                pixels[:] = frame[0, 0]
+                if frame[0, 0] == 66:
+                    raise HarcacheError("66 can't be drawn")
+
+            return [Image(image.shape, draw, image.place)]
+
+    found = extract(Draws(), {"undrawn": _frames([65, 66, 67]), "good": _frames(range(30, 40))}, 1)
+    assert str(found["undrawn"]) == "66 can't be drawn"
+    assert [[one.tolist() for one in frame] for frame in found["good"]] == [  # type: ignore[union-attr]
+        [[2 * value, 0]] for value in range(30, 40)
+    ]
+
+
 @pytest.mark.parametrize("where", ["source", "network"])
 def test_a_defect_is_raised_and_no_thread_stays_behind(where: str) -> None:
     def defect(*_: object) -> Iterator[_Frame]:
