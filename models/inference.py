@@ -49,11 +49,12 @@ def quicken(module: nn.Module, device: str) -> None:
     """
     if device != "cpu":
         return
-    for layer in module.modules():
-        if WinogradConv.suits(layer):
-            layer.forward = WinogradConv(layer)  # type: ignore[method-assign, assignment]
-        elif _is_one_by_one(layer) and torch.backends.mkldnn.is_available():
-            layer.forward = partial(_by_onednn, layer)  # type: ignore[method-assign]
+    for parent in list(module.modules()):
+        for name, layer in parent.named_children():
+            if WinogradConv.suits(layer):
+                setattr(parent, name, WinogradConv(layer))
+            elif _is_one_by_one(layer) and torch.backends.mkldnn.is_available():
+                layer.forward = partial(_by_onednn, layer)  # type: ignore[method-assign]
 
 
 def _is_one_by_one(layer: nn.Module) -> TypeGuard[nn.Conv2d]:

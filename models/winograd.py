@@ -43,22 +43,26 @@ _AT_ONE = _WINDOW + 1  # the point (1, 1), whose value comes whole into all of a
 _TILES_AT_ONCE = 96  # about as many as a core's cache holds
 # With fewer channels the transforms take what multiplying saves; with more, as maps are small there, reading
 # the transformed weights does.
-_CHANNELS = range(64, 129, 16)
+_CHANNELS = range(64, 257, 16)
 
 
-class WinogradConv:
+class WinogradConv(nn.Module):
     """Computes what a 3x3 convolution does, without gradients: (B, C, H, W) to (B, K, H, W), float32.
 
     Exact to a float's last digits. An image's result depends neither on its place in a batch nor on the
-    others there, only on the batch's size. The layer's weights may not change any more.
+    others there, only on the batch's size.
     """
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(self, layer: nn.Conv2d) -> None:
-        weight = layer.weight.detach()
+        super().__init__()
         transform = torch.tensor(_FROM_WEIGHTS, dtype=torch.float64)
-        at_points = torch.einsum("ia,kcab,jb->ijck", transform, weight.double(), transform)
-        self._weight = at_points.flatten(0, 1).to(weight.dtype).contiguous()  # (36, C, K)
-        self._bias = None if layer.bias is None else layer.bias.detach()
+        weight = layer.weight.detach().permute(2, 3, 1, 0)
+        at_points = torch.kron(transform, transform).to(weight.dtype) @ weight.flatten(0, 1).flatten(1)
+        self.register_buffer("weight", at_points.view(-1, *weight.shape[2:]))  # (36, C, K)
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
 
     @staticmethod
     def suits(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -76,13 +80,13 @@ class WinogradConv:
         )
 
     @torch.no_grad()
-    def __call__(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         """Convolve; what comes out is channels-last."""
         batch, channels, height, width = features.shape
         down, across = -(-height // _TILE), -(-width // _TILE)
         images, rows = _at_once(batch, down, across)
         padded = _scratch.take("padded", images, _TILE * down + 2, _TILE * across + 2, channels)
-        output = features.new_empty(batch, _TILE * down, _TILE * across, self._weight.shape[2])
+        output = features.new_empty(batch, _TILE * down, _TILE * across, self.weight.shape[2])
         for first in range(0, batch, images):
             _pad(features[first : first + images].permute(0, 2, 3, 1), padded)
             for top in range(0, _TILE * down, _TILE * rows):
@@ -100,9 +104,9 @@ class WinogradConv:
         seen = _scratch.take("small", *windows.shape).copy_(windows)
         at_points = _transform(_scratch.from_input, seen, tiles * channels)
         products = _scratch.take("products", _WINDOW * _WINDOW, tiles, filters)
-        torch.bmm(at_points.view(-1, tiles, channels), self._weight, out=products)
-        if self._bias is not None:
-            products[_AT_ONE] += self._bias
+        torch.bmm(at_points.view(-1, tiles, channels), self.weight, out=products)
+        if self.bias is not None:
+            products[_AT_ONE] += self.bias
         found = _transform(_scratch.to_output, products, tiles * filters)
         found = found.view(_TILE, _TILE, *windows.shape[2:5], filters)
         output.unflatten(2, (-1, _TILE)).unflatten(1, (-1, _TILE)).copy_(found.permute(2, 3, 0, 4, 1, 5))

@@ -10,6 +10,7 @@ from torch import nn
 
 from models.detectors import load_detector
 from models.inference import quicken, repeatable
+from models.winograd import WinogradConv
 from pipeline.params import DetectParams
 from tests.models.extraction import detect
 
@@ -43,7 +44,8 @@ def test_quick_convolutions_compute_what_others_do() -> None:
     plain = nn.Sequential(*layers, nn.Conv2d(4, 4, 3), *wide).eval()
     quick = copy.deepcopy(plain)
     quicken(quick, "cpu")
-    assert ["forward" in vars(layer) for layer in quick] == [True, True, False, False, True, True]
+    assert ["forward" in vars(layer) for layer in quick] == [True, True, False, False, True, False]
+    assert isinstance(quick[-1], WinogradConv)
     features = torch.rand(3, 6, 14, 10)
     with torch.inference_mode():
         torch.testing.assert_close(quick(features), plain(features))
