@@ -589,7 +589,7 @@ def list_models(classes: int, as_json: bool) -> None:
     "sizes",
     type=(str, int, int, int),
     multiple=True,
-    help="An input's name, frames, height and width. [default: as in the paper]",
+    help="An input's name, frames, height and width. [default: as in training, else in the paper]",
 )
 def export(checkpoint: Path, out: Path, sizes: tuple[tuple[str, int, int, int], ...]) -> None:
     """Write a trained network for other programs: OUT ends with .pt2 (torch.export) or .onnx.

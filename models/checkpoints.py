@@ -300,7 +300,7 @@ def _read(path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    if not isinstance(error, pickle.UnpicklingError):
+    if isinstance(error, OSError | RuntimeError):
         return str(error).partition("\n")[0].partition(". ")[0]
     # PyTorch's own text advises to run what the file holds.
     named = re.search(r"GLOBAL (\S+)", str(error))

@@ -11,16 +11,18 @@ import torch
 from torch import nn
 
 from models.amfi_net import AMFINet
-from models.checkpoints import load_network
+from models.checkpoints import Checkpoint, load_network
 from models.epam_net import EPAMNet
 from models.summary import input_shapes
 from models.xshiftnet import Backbone
 from pipeline.errors import HarcacheError, did_you_mean
 from pipeline.files import commit_file, flush, partial_path
+from pipeline.params import AmfiParams, from_mapping
 
 __all__ = ["export_checkpoint"]
 
 _SUFFIXES = (".pt2", ".onnx")
+_OF_AMFI = ("agcn", "resnet3d_18", "amfi_net")
 _OUTPUTS: dict[type, list[str]] = {EPAMNet: ["rgb_logits", "pose_logits"], AMFINet: ["logits", "gate"]}
 
 
@@ -30,8 +32,8 @@ def export_checkpoint(
     """Write the network of ``checkpoint`` in evaluation mode to ``out``, whose suffix names the format.
 
     Inputs and outputs keep the order and meaning of the network's ``forward``. ``sizes`` gives what follows
-    an input's channels, (frames, height, width) or (frames, joints, persons), where it is not as in the
-    paper. Returns the shape of one clip of each input.
+    an input's channels, (frames, height, width) or (frames, joints, persons), where it is not as in training
+    or, of a file that does not tell that, in the paper. Returns the shape of one clip of each input.
 
     Raises:
         HarcacheError: the suffix or an input's name is unknown, the checkpoint cannot be read, the network
@@ -39,8 +41,9 @@ def export_checkpoint(
     """
     if out.suffix not in _SUFFIXES:
         raise HarcacheError(f"{out} ends with '{out.suffix}'; expected one of {', '.join(_SUFFIXES)}")
-    network, _ = load_network(checkpoint)
-    shapes = _resized(input_shapes(network), sizes or {})
+    network, found = load_network(checkpoint)
+    shapes = input_shapes(network)
+    shapes = _resized(shapes, _trained_sizes(shapes, found) | dict(sizes or {}))
     if out.suffix == ".onnx":
         _check_onnx()
     program = _traced(network.eval(), shapes)
@@ -56,6 +59,27 @@ def export_checkpoint(
     commit_file(partial, out)
     flush(out.parent)
     return shapes
+
+
+def _trained_sizes(
+    shapes: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint
+) -> dict[str, tuple[int, int, int]]:
+    """Return the sizes of the samples that a network was trained on, by input; {} where its file has none."""
+    content = checkpoint.extra.get("dataset")
+    if not isinstance(content, Mapping):
+        return {}
+    params = from_mapping(content)
+    section = params.amfi if checkpoint.network in _OF_AMFI else params.train
+    if section is None:
+        return {}
+    size = params.rgb.size
+    if isinstance(section, AmfiParams):
+        size = min(size, section.sample.rgb_size)
+    frames, poses = section.sample.rgb_frames, section.sample.clip_len
+    sizes = {"rgb": (frames, size, size), "heatmaps": (poses, params.heatmap.size, params.heatmap.size)}
+    if "skeletons" in shapes:
+        sizes["skeletons"] = (poses, *shapes["skeletons"][2:])
+    return {name: sizes[name] for name in shapes}
 
 
 def _resized(

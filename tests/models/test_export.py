@@ -1,18 +1,29 @@
 """Promises of models.export: other programs compute the same, for any number of clips."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from models.amfi_net import AMFINet
-from models.checkpoints import save_checkpoint
+from models.checkpoints import Checkpoint, save_checkpoint
 from models.epam_net import EPAMNet
-from models.export import export_checkpoint
+from models.export import _trained_sizes, export_checkpoint
+from models.summary import input_shapes
 from models.xshiftnet import RGBXShiftNet
 from pipeline.errors import HarcacheError
+from pipeline.params import (
+    AmfiModelParams,
+    AmfiParams,
+    AmfiSampleParams,
+    FusionRecipeParams,
+    RecipeParams,
+    to_mapping,
+)
 from tests.models.wild_weights import wild
+from tests.stages.conftest import PARAMS
 
 SIZES = {"rgb": (4, 32, 32), "heatmaps": (8, 8, 8), "skeletons": (8, 17, 2)}
 TAKEN = {"epam": ["rgb", "heatmaps"], "rgb": ["rgb"], "amfi": ["rgb", "skeletons"]}
@@ -76,6 +87,28 @@ def test_an_exported_program_agrees_for_any_number_of_clips(kind, saved, tmp_pat
         inputs = {name: torch.rand(clips, *shape) for name, shape in shapes.items()}
         for result, wanted in zip(answers(program, inputs), answers(network, inputs), strict=True):
             torch.testing.assert_close(result, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+
+
+def test_sizes_are_those_of_training_where_the_checkpoint_tells_them(tmp_path):
+    network = RGBXShiftNet(5, width=8, blocks=(2,))
+    save_checkpoint(tmp_path / "net.pt", network, extra={"dataset": to_mapping(PARAMS)})
+    assert export_checkpoint(tmp_path / "net.pt", tmp_path / "net.pt2") == {"rgb": (3, 4, 64, 64)}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("epam_net", {"rgb": (4, 64, 64), "heatmaps": (8, 32, 32)}),
+        ("amfi_net", {"rgb": (2, 48, 48), "skeletons": (6, 17, 2)}),
+    ],
+)
+def test_each_network_has_the_sizes_of_its_own_samples(name, sizes):
+    recipe = RecipeParams(1, 4, 0.1, "float32")
+    fusion = FusionRecipeParams(1, 4, 0.1, "float32")
+    amfi = AmfiParams("xsub", 0, recipe, recipe, fusion, AmfiSampleParams(6, 2, 48), AmfiModelParams())
+    extra = {"dataset": to_mapping(replace(PARAMS, amfi=amfi))}
+    shapes = input_shapes(make("epam" if name == "epam_net" else "amfi"))
+    assert _trained_sizes(shapes, Checkpoint(name, {}, (), {}, extra)) == sizes
 
 
 def test_exporting_leaves_one_file(saved, tmp_path):
