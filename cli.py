@@ -409,6 +409,8 @@ def predict(
 
     Example: harcache predict walk.mp4 --checkpoint network.pt --overlay out.mp4
     """
+    if options["stride"] is not None and options["window"] is None:
+        raise click.UsageError("--stride is from one window to the next: give --window too.")
     from pipeline.params import load_params
     from stages import predict as stage
     from stages.workspace import Workspace, choose_device

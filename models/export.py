@@ -78,7 +78,8 @@ def _trained_sizes(
     frames, poses = section.sample.rgb_frames, section.sample.clip_len
     sizes = {"rgb": (frames, size, size), "heatmaps": (poses, params.heatmap.size, params.heatmap.size)}
     if "skeletons" in shapes:
-        sizes["skeletons"] = (poses, *shapes["skeletons"][2:])
+        _, _, joints, persons = shapes["skeletons"]
+        sizes["skeletons"] = (poses, joints, persons)
     return {name: sizes[name] for name in shapes}
 
 

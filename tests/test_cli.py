@@ -407,6 +407,11 @@ def test_a_pickle_that_would_run_something_is_answered_in_one_line(project: Path
     assert not (project / "ran").exists() and not (project / "poses.h5").exists()
 
 
+def test_a_stride_without_a_window_is_not_silently_left_out() -> None:
+    result = _harcache("predict", "walk.mp4", "--checkpoint", "net.pt", "--stride", "2")
+    assert result.exit_code == 2 and "give --window too" in result.stderr
+
+
 def test_models_lists_every_network_beside_its_paper() -> None:
     shown = _succeeded("models", "--classes", "120")
     assert re.search(r"^EPAM-Net .* 2,577,717 +2\.5 M +7\.618 G +8\.1 G$", shown, re.MULTILINE)
