@@ -63,7 +63,7 @@ _Fraction = Annotated[float, _Range(0, 1)]
 _Positive = Annotated[float, _Range(1e-9)]
 _NotNegative = Annotated[float, _Range(0)]
 Precision = Literal["float32", "bfloat16", "float16"]
-QualityFlag = Literal["nobody", "low_confidence", "whole_image", "outside", "identity_change"]
+QualityFlag = Literal["nobody", "low_confidence", "whole_image", "outside", "identity_change", "rarely_seen"]
 """What may be wrong with a clip's persons and poses; the crop stage's table says it."""
 
 _Section = TypeVar("_Section")

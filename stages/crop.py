@@ -30,8 +30,9 @@ from stages.workspace import Workspace
 __all__ = ["Crop", "crop_of", "flag_counts", "global_box", "read_crops", "run"]
 
 _COLUMNS = ("id", "x1", "y1", "x2", "y2", "source", "fingerprint")
-# Tables of before have none of these; their clips are measured again.
-_QUALITY = ("persons", "confidence", "outside", "changes", "flags")
+# Tables of before have none of these, or not all; their clips are measured again.
+_QUALITY = ("persons", "confidence", "outside", "changes", "seen", "flags")
+_HEADS = (_COLUMNS, (*_COLUMNS, *(name for name in _QUALITY if name != "seen")), _COLUMNS + _QUALITY)
 _LEAST_EXTENT = 10.0  # pixels; persons smaller than that are no persons (released code)
 WHOLE_IMAGE = "whole image"
 
@@ -148,7 +149,7 @@ def read_crops(path: Path) -> dict[str, Crop]:
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
         try:
-            if tuple(rows.fieldnames or ()) not in (_COLUMNS, _COLUMNS + _QUALITY):
+            if tuple(rows.fieldnames or ()) not in _HEADS:
                 raise ValueError(f"expected the columns {','.join(_COLUMNS)}")
             return {row["id"]: _crop_from_row(row) for row in rows}
         except (ValueError, csv.Error) as error:
@@ -166,7 +167,8 @@ def _crop_from_row(row: Mapping[str, str]) -> Crop:
     quality = None
     if row.get("persons"):
         confidence, outside = float(row["confidence"]), float(row["outside"])
-        quality = Quality(int(row["persons"]), confidence, outside, int(row["changes"]))
+        seen = float(row["seen"]) if "seen" in row else None
+        quality = Quality(int(row["persons"]), confidence, outside, int(row["changes"]), seen)
     return Crop(row["id"], (x1, y1, x2, y2), row["source"], row["fingerprint"], quality)
 
 
@@ -187,14 +189,16 @@ def _crop(
     clip: Clip, current: str, known: Mapping[str, Crop], parts: Mapping[str, Path], params: CropParams
 ) -> Crop:
     before = known.get(clip.id)
-    if before is not None and before.fingerprint == current and before.quality is not None:
+    quality = before.quality if before is not None and before.fingerprint == current else None
+    if before is not None and quality is not None and quality.seen is not None:
         return before
     keypoints, scores = read_poses(parts[clip.id], clip.id)
     size = (clip.height, clip.width)
     box, source = crop_of(keypoints, scores, size, params)
     # Rounded, so that a table reads as it was written.
     found = quality_of(keypoints, scores, size, params.min_score)
-    rounded = replace(found, confidence=round(found.confidence, 4), outside=round(found.outside, 4))
+    measured = ("confidence", "outside", "seen")
+    rounded = replace(found, **{name: round(getattr(found, name), 4) for name in measured})
     return Crop(clip.id, box, source, current, rounded)
 
 

@@ -18,6 +18,7 @@ FLAGS: tuple[QualityFlag, ...] = get_args(QualityFlag)
 
 _LEAST_CONFIDENCE = 0.4
 _MOST_OUTSIDE = 0.1
+_LEAST_SEEN = 0.5
 _JUMP = 0.5  # of a person's size, from one frame to the next
 
 
@@ -26,16 +27,19 @@ class Quality:
     """Measures of a clip: how many ``persons``, and how sure, where and how steady their keypoints are.
 
     ``confidence`` is the mean score, ``outside`` the part that lies outside of the image, ``changes`` how
-    often a person is suddenly somewhere else.
+    often a person is suddenly somewhere else, ``seen`` the part of the frames in which anyone is found; None
+    in a table that was written before that was measured.
     """
 
     persons: int
     confidence: float
     outside: float
     changes: int
+    seen: float | None
 
     def flags(self, whole_image: bool) -> tuple[str, ...]:
-        """Return those of ``FLAGS`` that hold: a mean score under 0.4, over a tenth outside, any change.
+        """Return those of ``FLAGS`` that hold: a mean score under 0.4, over a tenth outside, any change,
+        nobody in most frames.
 
         ``whole_image`` says whether the crop is that. Of a clip without persons only that is said.
         """
@@ -47,6 +51,7 @@ class Quality:
             whole_image,
             self.outside > _MOST_OUTSIDE,
             self.changes > 0,
+            self.seen is not None and self.seen < _LEAST_SEEN,
         )
         return tuple(flag for flag, held in zip(FLAGS, holds, strict=True) if held)
 
@@ -63,14 +68,15 @@ def quality_of(
     seen = placed | (scores > 0)
     counted = placed & (scores >= min_score)
     if not seen.any():
-        return Quality(0, 0.0, 0.0, 0)
+        return Quality(0, 0.0, 0.0, 0, 0.0)
     height, width = image_size
     places = np.where(counted[..., None], keypoints, 0.0)
     beyond = ((places < 0) | (places >= (width, height))).any(axis=-1)
     confidence = float(scores[seen].clip(0, 1).mean())
     changes = sum(_jumps(one, there) for one, there in zip(keypoints, counted, strict=True))
     persons = int(seen.any(axis=(1, 2)).sum())
-    return Quality(persons, confidence, float(beyond.sum() / max(counted.sum(), 1)), changes)
+    outside = float(beyond.sum() / max(counted.sum(), 1))
+    return Quality(persons, confidence, outside, changes, float(seen.any(axis=(0, 2)).mean()))
 
 
 def _jumps(keypoints: np.ndarray, counted: np.ndarray) -> int:

@@ -51,6 +51,7 @@ _MEANINGS = {
     "whole_image": "no box could be made, so the crop is the whole image",
     "outside": "many keypoints lie outside of the image",
     "identity_change": "a person is suddenly somewhere else",
+    "rarely_seen": "nobody is found in most of the frames",
 }
 
 

@@ -177,7 +177,8 @@ def test_the_table_flags_what_may_be_wrong_with_a_clip(
         "beside": ("whole_image", "outside"),
     }
     assert flag_counts(crops.values()) == {
-        "nobody": 1, "low_confidence": 1, "whole_image": 3, "outside": 1, "identity_change": 0
+        "nobody": 1, "low_confidence": 1, "whole_image": 3, "outside": 1, "identity_change": 0,
+        "rarely_seen": 0,
     }  # fmt: skip
     said = "flags of 4 clips: 1 nobody, 1 low_confidence, 3 whole_image, 1 outside"
     assert said in capsys.readouterr().out
@@ -188,7 +189,14 @@ def test_a_table_of_before_is_read_and_its_clips_are_measured(
 ) -> None:
     _run(params, workspace)
     now = read_crops(workspace.crops)
-    rows = [",".join(line.split(",")[:-5]) for line in workspace.crops.read_text().splitlines()]
+    lines = [line.split(",") for line in workspace.crops.read_text().splitlines()]
+    # Before it was known in how many frames anyone is seen.
+    workspace.crops.write_text("".join(",".join([*line[:-2], line[-1]]) + "\n" for line in lines))
+    before = read_crops(workspace.crops)["found"].quality
+    assert before == replace(now["found"].quality, seen=None)
+    _run(params, workspace)
+    assert read_crops(workspace.crops) == now
+    rows = [",".join(line[:-6]) for line in lines]
     old = [row for row in rows if "whole image" not in row]
     workspace.crops.write_text("\n".join(old) + "\n")
     assert {name: one.box for name, one in read_crops(workspace.crops).items()} == {"found": now["found"].box}
@@ -275,7 +283,7 @@ def test_the_table_gives_back_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, boxes: dict[str, tuple[int, int, int, int]]
 ) -> None:
     path = tmp_path_factory.mktemp("crops") / "crops.csv"
-    found = Quality(1, 0.25, 0.5, 2)
+    found = Quality(1, 0.25, 0.5, 2, 0.75)
     crops = [
         Crop(n, box, "whole image: a, b", "ff", found if box[0] % 2 else None) for n, box in boxes.items()
     ]

@@ -20,7 +20,7 @@ def _walk(speed: float = 1.0, start: float = 100.0) -> tuple[np.ndarray, np.ndar
 
 def test_a_person_who_walks_is_nothing_to_flag() -> None:
     found = quality_of(*_walk(), _SIZE, 0.3)
-    assert found == Quality(1, pytest.approx(0.8), 0.0, 0)
+    assert found == Quality(1, pytest.approx(0.8), 0.0, 0, 1.0)
     assert found.flags(whole_image=False) == ()
     assert found.flags(whole_image=True) == ("whole_image",)
 
@@ -28,14 +28,14 @@ def test_a_person_who_walks_is_nothing_to_flag() -> None:
 def test_nobody_is_flagged_as_that_alone() -> None:
     empty = np.full((1, _FRAMES, 17, 2), np.nan), np.zeros((1, _FRAMES, 17))
     for keypoints, scores in (empty, (np.empty((0, 5, 17, 2)), np.empty((0, 5, 17)))):
-        assert quality_of(keypoints, scores, _SIZE, 0.3) == Quality(0, 0.0, 0.0, 0)
-    assert Quality(0, 0.0, 0.0, 0).flags(whole_image=True) == ("nobody", "whole_image")
+        assert quality_of(keypoints, scores, _SIZE, 0.3) == Quality(0, 0.0, 0.0, 0, 0.0)
+    assert Quality(0, 0.0, 0.0, 0, 0.0).flags(whole_image=True) == ("nobody", "whole_image")
 
 
 def test_a_skeleton_without_a_place_in_the_picture_is_not_nobody() -> None:
     keypoints, scores = _walk()
     found = quality_of(np.full_like(keypoints, np.nan), scores, _SIZE, 0.3)
-    assert found == Quality(1, pytest.approx(0.8), 0.0, 0)
+    assert found == Quality(1, pytest.approx(0.8), 0.0, 0, 1.0)
 
 
 def test_a_person_who_is_suddenly_elsewhere_changed() -> None:
@@ -49,6 +49,13 @@ def test_a_person_who_was_hidden_may_have_walked_meanwhile() -> None:
     keypoints, scores = _walk(speed=6, start=20)
     keypoints[:, 5:20], scores[:, 5:20] = np.nan, 0
     assert quality_of(keypoints, scores, _SIZE, 0.3).changes == 0
+
+
+def test_a_clip_in_most_of_whose_frames_nobody_is_found_is_flagged() -> None:
+    keypoints, scores = _walk()
+    keypoints[:, 14:], scores[:, 14:] = np.nan, 0
+    found = quality_of(keypoints, scores, _SIZE, 0.3)
+    assert found.seen == pytest.approx(14 / 30) and found.flags(whole_image=False) == ("rarely_seen",)
 
 
 def test_hidden_legs_are_no_change() -> None:
@@ -80,5 +87,5 @@ def test_any_poses_have_measures_within_their_ranges(
     keypoints[rng.random((persons, frames)) < 0.3] = np.nan
     found = quality_of(keypoints, rng.random((persons, frames, 17)) * 1.2, _SIZE, min_score)
     assert 0 <= found.persons <= persons and found.changes <= persons * (frames - 1)
-    assert 0 <= found.confidence <= 1 and 0 <= found.outside <= 1
+    assert 0 <= found.confidence <= 1 and 0 <= found.outside <= 1 and 0 <= found.seen <= 1
     assert set(found.flags(whole_image=True)) <= set(FLAGS)

@@ -221,7 +221,9 @@ def test_a_split_without_clips_fails(demo: Workspace, params: DatasetParams) -> 
 def _flag_change(workspace: Workspace, clip: str) -> None:
     """Make the crop stage's table say that someone of the clip is suddenly elsewhere."""
     rows = workspace.crops.read_text().splitlines()
-    changed = [f"{row.rsplit(',', 2)[0]},1,identity_change" if row.startswith(clip) else row for row in rows]
+    changed = [
+        f"{row.rsplit(',', 3)[0]},1,1.0,identity_change" if row.startswith(clip) else row for row in rows
+    ]
     workspace.crops.write_text("\n".join(changed) + "\n")
 
 
