@@ -79,13 +79,15 @@ class _Packets:
     shown: int
     damaged: bool
     end: float  # seconds
+    smallest: int  # bytes
 
 
 def probe(path: Path) -> Probe:
     """Count the frames of a video and measure it; decodes one frame where the container lists its packets.
 
     The digest is BLAKE2b with 128 bits, in hexadecimal digits. Containers without such a list (Matroska,
-    MPEG, WMV) are decoded whole, since a packet of theirs may hold no frame to show.
+    MPEG, WMV) are decoded whole, since a packet of theirs may hold no frame to show; so is MPEG-4 with
+    packets so small that they may be such, as Xvid writes them where nothing moves.
 
     Raises VideoError for a file that is missing, empty, not a video, without a video stream, or cut short.
     """
@@ -98,7 +100,9 @@ def probe(path: Path) -> Probe:
         packets = _count_packets(container, stream)
         indexed = len(stream.index_entries)
         _check_whole(path, packets, indexed, _stated_seconds(container, stream))
-    frames = packets.shown if packets.count == indexed else _count_decoded(path)
+        may_be_empty = stream.codec_context.name == "mpeg4" and packets.smallest <= _EMPTY_PACKET
+    listed = packets.count == indexed and not may_be_empty
+    frames = packets.shown if listed else _count_decoded(path)
     height, width = _first_frame_size(path)
     return Probe(frames, height, width, fps, stat.st_size, stat.st_mtime_ns, digest)
 
@@ -297,7 +301,7 @@ def _decoded(
 
 
 def _count_packets(container: InputContainer, stream: VideoStream) -> _Packets:
-    count, shown, damaged, end = 0, 0, False, 0.0
+    count, shown, damaged, end, sizes = 0, 0, False, 0.0, set[int]()
     for packet in container.demux():
         if packet.size == 0:
             continue
@@ -307,7 +311,8 @@ def _count_packets(container: InputContainer, stream: VideoStream) -> _Packets:
             count += 1
             shown += not packet.is_discard
             damaged |= packet.is_corrupt
-    return _Packets(count, shown, damaged, end)
+            sizes.add(packet.size)
+    return _Packets(count, shown, damaged, end, min(sizes, default=0))
 
 
 def _stated_seconds(container: InputContainer, stream: VideoStream) -> float:
