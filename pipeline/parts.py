@@ -5,6 +5,7 @@ part or none. One process works on a dataset at a time, so stray temporary files
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 from pipeline.collector import collector_at_rest
 from pipeline.errors import HarcacheError
@@ -171,30 +172,43 @@ def discard_part(record_dir: Path, part: int, files: Iterable[Path]) -> None:
 
 
 @contextlib.contextmanager
-def dataset_lock(folder: Path) -> Iterator[None]:
+def dataset_lock(folder: Path, *, reading: bool = False) -> Iterator[None]:
     """Let one process at a time work in ``folder``; a second gets a HarcacheError that names the first.
 
-    The kernel holds the lock, so it ends with its process, however that ends.
+    The kernel holds the lock, so it ends with its process, however that ends. Who is only ``reading`` does
+    without where nothing can be written, as in a cache that is mounted read-only.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise HarcacheError(
-                f"{folder} is in use by {holder}; wait until it ends, or stop it, and run again"
-            ) from None
-        file.truncate(0)
-        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        file.write(f"process {os.getpid()} on {socket.gethostname()} ({command})\n")
-        file.flush()
-        try:
-            yield
-        finally:
-            # Closing is not enough: a process that was forked meanwhile, such as a loader's, has it open too.
-            fcntl.flock(file, fcntl.LOCK_UN)
+            file = stack.enter_context((folder / ".lock").open("a+"))
+        except OSError as error:
+            if not reading or error.errno not in (errno.EROFS, errno.EACCES):
+                raise
+        else:
+            stack.enter_context(_held(file, folder))
+        yield
+
+
+@contextlib.contextmanager
+def _held(file: TextIO, folder: Path) -> Iterator[None]:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise HarcacheError(
+            f"{folder} is in use by {holder}; wait until it ends, or stop it, and run again"
+        ) from None
+    file.truncate(0)
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    file.write(f"process {os.getpid()} on {socket.gethostname()} ({command})\n")
+    file.flush()
+    try:
+        yield
+    finally:
+        # Closing is not enough: a process that was forked meanwhile, such as a loader's, has it open too.
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def record_path(record_dir: Path, part: int) -> Path:

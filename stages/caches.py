@@ -138,7 +138,7 @@ def digests(workspace: Workspace) -> dict[str, str]:
     """
     sources: dict[str, list[tuple[str, Read]]] = defaultdict(list)
     there = present(workspace)
-    with dataset_lock(workspace.data):
+    with dataset_lock(workspace.data, reading=True):
         for stage, folder in there.items():
             for id, read in sources_of(stage, folder).items():
                 sources[id].append((stage, read))

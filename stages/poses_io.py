@@ -64,7 +64,7 @@ def export_poses(workspace: Workspace, out: Path, protocol: str | None = None) -
     Raises HarcacheError where the protocols' labels differ, and for an unknown protocol.
     """
     clips = read_manifest(workspace.manifest)
-    with dataset_lock(workspace.data):
+    with dataset_lock(workspace.data, reading=True):
         parts = {
             outcome.id: part_file(workspace.poses, record.part)
             for record in read_records(workspace.poses)

@@ -98,7 +98,7 @@ def run(workspace: Workspace, out: Path) -> None:
             f"{workspace.manifest} is missing; correct the dataset's name, or run "
             f"'harcache index {workspace.dataset}' first"
         )
-    with dataset_lock(workspace.data):
+    with dataset_lock(workspace.data, reading=True):
         content = _render(_page(_build_of(workspace)))
     write_atomically(out, content)
     print(f"report: {out}, {len(content) / 1e6:.1f} MB")

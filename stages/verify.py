@@ -75,7 +75,7 @@ def verify(workspace: Workspace, repair: bool = False) -> Verified:
     What this version can't read counts as damaged.
     """
     there = present(workspace)
-    with dataset_lock(workspace.data):
+    with dataset_lock(workspace.data, reading=not repair):
         caches = {stage: _look_at(stage, folder) for stage, folder in there.items()}
         tables, damaged = _look_at_tables(workspace, caches.values())
         spoilt = {problem.file for problem in damaged}

@@ -1,8 +1,10 @@
+import errno
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -80,6 +82,7 @@ def test_a_part_without_its_file_can_not_be_published(tmp_path: Path) -> None:
 _KILLED_PUBLISH = """
 import os, signal, sys
 from pathlib import Path
+from typing import NoReturn
 from pipeline import parts
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 setattr(parts, sys.argv[2], die)
@@ -221,6 +224,7 @@ def test_a_file_that_the_disk_does_not_give_is_told_of() -> None:
 _HOLD_LOCK = """
 import sys, time
 from pathlib import Path
+from typing import NoReturn
 from pipeline.parts import dataset_lock
 with dataset_lock(Path(sys.argv[1])):
     print("held", flush=True)
@@ -256,6 +260,20 @@ def test_a_process_that_was_forked_while_it_was_held_does_not_hold_the_lock(tmp_
     finally:
         child.kill()
         child.wait()
+
+
+def test_where_nothing_can_be_written_readers_need_no_lock_and_writers_get_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: object) -> NoReturn:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    # A mount that is read-only, which a test can't make; to root no folder is.
+    monkeypatch.setattr(Path, "open", refuse)
+    with dataset_lock(tmp_path, reading=True):
+        pass
+    with pytest.raises(OSError, match="Read-only file system"), dataset_lock(tmp_path):
+        pass
 
 
 def _target(fd: str) -> str | None:
