@@ -26,6 +26,8 @@ from stages.workspace import Workspace
 
 __all__ = ["Context", "array_spec", "crop_frame", "process", "run"]
 
+_LARGEST = 4  # times the frame; Kinect places some joints a million pixels away, more than memory holds
+
 
 @dataclass(frozen=True)
 class Context:
@@ -87,10 +89,15 @@ def process(unit: Unit, context: Context) -> Report:
 def crop_frame(frame: np.ndarray, box: tuple[int, int, int, int], size: int) -> np.ndarray:
     """Cut ``box`` (x1 y1 x2 y2, pixels) out of (H, W, 3) uint8 and scale it to (size, size, 3), bilinear.
 
-    What lies outside the frame is black.
+    What lies outside the frame is black. HarcacheError for a box over 4 times as long as the frame.
     """
     x1, y1, x2, y2 = box
     height, width = frame.shape[:2]
+    if max(x2 - x1, y2 - y1) > _LARGEST * max(height, width):
+        raise HarcacheError(
+            f"its crop of {x2 - x1}x{y2 - y1} pixels is over {_LARGEST} times its frame of {width}x{height}: "
+            "its keypoints lie far outside; set crop.fit to 'clip', or mend them"
+        )
     inside = frame[max(y1, 0) : min(y2, height), max(x1, 0) : min(x2, width)]
     top, left = max(-y1, 0), max(-x1, 0)
     if inside.shape[:2] != (y2 - y1, x2 - x1):

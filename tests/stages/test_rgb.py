@@ -15,6 +15,7 @@ from cache.annotations import read_poses
 from cache.errors import CacheError
 from pipeline.clips import read_manifest
 from pipeline.engine import Engine
+from pipeline.errors import HarcacheError
 from pipeline.outcomes import Counts, read_failures
 from pipeline.params import DatasetParams, FramesParams, IndexParams, RgbParams
 from pipeline.video import read_frames, write_video
@@ -64,6 +65,13 @@ def test_what_lies_outside_the_frame_is_black(corner: tuple[int, int], side: int
     else:
         scaled = cv2.resize(expected, (16, 16), interpolation=cv2.INTER_LINEAR)
         np.testing.assert_array_equal(crop_frame(frame, (x1, y1, x2, y2), 16), scaled)
+
+
+def test_a_crop_far_larger_than_its_frame_fails_instead_of_taking_all_memory() -> None:
+    with pytest.raises(
+        HarcacheError, match=r"1000x1001 pixels is over 4 times its frame of 80x60.* crop\.fit"
+    ):
+        crop_frame(_picture(60, 80), (-500, -500, 500, 501), 16)
 
 
 def _expected(workspace: Workspace, clip_id: str, size: int) -> np.ndarray:
