@@ -108,14 +108,14 @@ def global_box(
 ) -> tuple[int, int, int, int]:
     """Return the square box around all keypoints of a clip: x1 y1 x2 y2, whole pixels of the frame.
 
-    ``keypoints``: (M, T, K, 2) pixels; a coordinate that is 0 or NaN does not count. ``image_size``: height,
-    width. The half extents grow by the part ``padding``, and the shorter side to the longer. What leaves the
-    image is cut off with ``fit`` "clip" and stays with "pad". The box is the whole image when the keypoints'
-    extent is under 10 pixels in x or y, and when the box misses the image. Source, but for such a miss:
-    EPAM-Net, section 3, and its released code.
+    ``keypoints``: (M, T, K, 2) pixels; a coordinate that is 0 or not finite does not count. ``image_size``:
+    height, width. The half extents grow by the part ``padding``, and the shorter side to the longer. What
+    leaves the image is cut off with ``fit`` "clip" and stays with "pad". The box is the whole image when the
+    keypoints' extent is under 10 pixels in x or y, and when the box misses the image. Source, but for such a
+    miss: EPAM-Net, section 3, and its released code.
     """
     height, width = image_size
-    coordinates = np.nan_to_num(np.asarray(keypoints, dtype=np.float64)).reshape(-1, 2)
+    coordinates = np.nan_to_num(np.asarray(keypoints, dtype=np.float64), posinf=0, neginf=0).reshape(-1, 2)
     low, high = np.full(2, np.inf), np.full(2, -np.inf)
     for axis in (0, 1):
         counted = coordinates[coordinates[:, axis] != 0, axis]

@@ -96,6 +96,12 @@ def _person(x1: float, y1: float, x2: float, y2: float) -> np.ndarray:
     return np.array([[[[x1, y1], [x2, y2]]]], np.float32)
 
 
+@pytest.mark.parametrize("infinite", [np.inf, -np.inf])
+def test_infinite_keypoints_do_not_count(infinite: float) -> None:
+    keypoints = np.array([[[[20, 30], [80, 90], [infinite, infinite]]]], np.float32)
+    assert global_box(keypoints, (240, 320)) == global_box(keypoints[:, :, :2], (240, 320))
+
+
 def test_the_shorter_side_grows_to_the_longer() -> None:
     assert global_box(_person(100, 60, 140, 160), (240, 320)) == (57, 47, 182, 172)
 
