@@ -3,7 +3,6 @@
 Both sensors lose people and invent some; what is dropped and joined here is what the datasets' users do.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.datasets.layout import find_files
 from pipeline.errors import HarcacheError
 
 __all__ = ["Skeletons", "find_skeletons", "read_missing", "read_skeletons"]
@@ -42,12 +42,8 @@ class Skeletons:
 
 def find_skeletons(folder: Path) -> dict[str, Path]:
     """Return the skeleton files under ``folder`` by clip id; HarcacheError where there are none."""
-    found = {}
-    for root, _, names in os.walk(folder):
-        for name in sorted(names):
-            path = Path(root, name)
-            if path.suffix in (".skeleton", ".mat"):
-                found[path.stem.removesuffix("_skeleton")] = path
+    paths = [folder / name for name in find_files(folder, (".skeleton", ".mat"))]
+    found = {path.stem.removesuffix("_skeleton"): path for path in paths}
     if not found:
         raise HarcacheError(f"{folder} has no .skeleton or .mat files; give the folder that holds them")
     return found

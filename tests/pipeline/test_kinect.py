@@ -166,6 +166,13 @@ def test_a_cut_off_matlab_file_is_refused(tmp_path: Path, tenths: int) -> None:
         read_skeletons(path)
 
 
+def test_skeletons_are_found_behind_links_to_folders(tmp_path: Path) -> None:
+    write_skeleton(tmp_path / "elsewhere" / "S001C001P001R001A001.skeleton", [{}])
+    (tmp_path / "skeletons").mkdir()
+    (tmp_path / "skeletons" / "s1").symlink_to(tmp_path / "elsewhere")
+    assert set(find_skeletons(tmp_path / "skeletons")) == {"S001C001P001R001A001"}
+
+
 def test_skeletons_are_found_by_their_clips_and_lists_of_missing_ones_are_read(tmp_path: Path) -> None:
     write_skeleton(tmp_path / "s1" / "S001C001P001R001A001.skeleton", [{}])
     write_mat(tmp_path / "a1_s1_t1_skeleton.mat", np.zeros((20, 3, 1)))
