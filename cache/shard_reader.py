@@ -230,14 +230,31 @@ def _decoder(codecs: list[dict[str, Any]]) -> _Decode | None:
         case ["bytes"]:
             return _copy
         case ["bytes", "blosc"]:
-            return blosc.decompress
+            return _decompress_blosc
         case ["bytes", "zstd"]:
-            return zstd.decompress
+            return _decompress_zstd
     return None
 
 
 def _decode_jpeg(data: np.ndarray, out: np.ndarray) -> None:
     decode_jpeg(data, out[0])
+
+
+def _decompress_blosc(data: np.ndarray, out: np.ndarray) -> None:
+    # The decoder would leave the rest of ``out`` as it is where the chunk is shorter.
+    _require_size(int.from_bytes(data[4:8].tobytes(), "little"), out)
+    blosc.decompress(data, out)
+
+
+def _decompress_zstd(data: np.ndarray, out: np.ndarray) -> None:
+    content = np.frombuffer(zstd.decompress(data), np.uint8)
+    _require_size(content.nbytes, out)
+    _copy(content, out)
+
+
+def _require_size(size: int, out: np.ndarray) -> None:
+    if size != out.nbytes:
+        raise ValueError(f"it holds {size} bytes, expected {out.nbytes}")
 
 
 def _copy(data: np.ndarray, out: np.ndarray) -> None:
