@@ -189,7 +189,7 @@ def _reading(path: Path, kind: str, clip_id: str) -> Iterator[tuple[h5py.File, i
         raise CacheError(
             f"{path}: no such file for clip '{clip_id}'; run the stage that makes it."
         ) from error
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, LookupError, RuntimeError, ValueError, TypeError) as error:
         raise CacheError(f"{path}: clip '{clip_id}' cannot be read ({error}); {_REMEDY}.") from error
 
 

@@ -429,11 +429,12 @@ def _read_attributes(root: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes()
         attributes = json.loads(text).get("attributes", {})
+        found = attributes.get("format"), attributes.get("format_version")
     except (FileNotFoundError, NotADirectoryError):
         raise CacheError(f"{root}: no store here; run the stage that makes it.") from None
-    except ValueError as error:
+    # JSON that is no object, or nested without end, too.
+    except (ValueError, AttributeError, RecursionError) as error:
         raise CacheError(f"{path}: damaged ({error}); {_REMEDY}.") from error
-    found = attributes.get("format"), attributes.get("format_version")
     if found != (_FORMAT, _FORMAT_VERSION):
         raise CacheError(
             f"{root}: found format {found}, expected {(_FORMAT, _FORMAT_VERSION)};"

@@ -22,7 +22,7 @@ _FORMAT = "harcache.imported_poses/1"
 _ROWS_AT_ONCE = 8192
 _CHUNK_ROWS = 4096
 _ROW_TABLES = ("keypoints", "scores", "positions")
-_UNREADABLE = (OSError, KeyError, RuntimeError, ValueError, AttributeError, TypeError)
+_UNREADABLE = (OSError, LookupError, RuntimeError, ValueError, AttributeError, TypeError)
 _REMEDY = "import its poses again"
 
 

@@ -252,13 +252,13 @@ def _read_table(
         raise HarcacheError(f"{path} is missing; run the index stage, which writes it")
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file, strict=True)
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
-        if missing:
-            raise HarcacheError(f"{path} has no column {', '.join(missing)}; run the index stage again")
         try:
+            missing = [name for name in columns if name not in (reader.fieldnames or ())]
+            if missing:
+                raise HarcacheError(f"no column {', '.join(missing)}; run the index stage again")
             for row in reader:
                 if None in row or None in row.values():
                     raise HarcacheError("wrong number of columns: expected as many as in the first line")
                 yield reader.line_num, parse(row)
-        except (HarcacheError, csv.Error) as error:
-            raise HarcacheError(f"{path}, line {reader.line_num}: {error}") from error
+        except (HarcacheError, csv.Error, UnicodeDecodeError) as error:
+            raise HarcacheError(f"{path}, line {max(reader.line_num, 1)}: {error}") from error

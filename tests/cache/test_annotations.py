@@ -148,6 +148,26 @@ def test_a_foreign_file_is_refused(tmp_path):
         read_poses(tmp_path / "part.h5", "a")
 
 
+@pytest.mark.parametrize("table", ["clip_id", "frame_start", "box_start", "box"])
+def test_a_table_that_is_none_is_named(tmp_path, table):
+    write_detections(tmp_path / "a.h5", {"a": [np.zeros((1, 5), np.float32)]})
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file[table]
+        file.create_group(table)
+    with pytest.raises(CacheError, match=r"a\.h5: clip 'a' cannot be read"):
+        read_detections(tmp_path / "a.h5", "a")
+
+
+@pytest.mark.parametrize("starts", [[0], [9, 9]])
+def test_offsets_that_lead_nowhere_are_named(tmp_path, starts):
+    write_detections(tmp_path / "a.h5", {"a": [np.zeros((1, 5), np.float32)]})
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file["frame_start"]
+        file["frame_start"] = np.array(starts)
+    with pytest.raises(CacheError, match=r"a\.h5: clip 'a' cannot be read"):
+        read_detections(tmp_path / "a.h5", "a")
+
+
 def test_a_newer_format_is_refused(tmp_path):
     write_detections(tmp_path / "part.h5", {"a": _boxes(1)})
     with h5py.File(tmp_path / "part.h5", "r+") as file:

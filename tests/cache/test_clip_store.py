@@ -268,9 +268,10 @@ def test_another_format_version_is_refused(tmp_path):
         open_store(tmp_path)
 
 
-def test_damaged_metadata_are_named(tmp_path):
+@pytest.mark.parametrize("text", ['{"attributes"', "[]", "null", '{"attributes": [1]}', "[" * 100_000])
+def test_damaged_metadata_are_named(tmp_path, text):
     _make_heatmaps(tmp_path)
-    (tmp_path / "zarr.json").write_text('{"attributes"')
+    (tmp_path / "zarr.json").write_text(text)
     with pytest.raises(CacheError, match=r"zarr\.json: damaged"):
         open_store(tmp_path)
 

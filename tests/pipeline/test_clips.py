@@ -150,6 +150,19 @@ def test_a_damaged_manifest_fails_with_its_line(tmp_path: Path, old: str, new: s
         read_manifest(path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "line"), [(b"a.mp4", b"a\xff.mp4", 1), (b"id,", b"\xff,", 1), (b"id,", b'"id"x,', 1)]
+)
+def test_a_manifest_that_is_no_csv_in_utf8_is_named(
+    tmp_path: Path, old: bytes, new: bytes, line: int
+) -> None:
+    path = tmp_path / "manifest.csv"
+    write_manifest(path, [PLAIN])
+    path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(HarcacheError, match=rf"manifest\.csv, line {line}: "):
+        read_manifest(path)
+
+
 def test_a_missing_manifest_fails(tmp_path: Path) -> None:
     with pytest.raises(HarcacheError, match=r"manifest.csv is missing; run the index stage"):
         read_manifest(tmp_path / "manifest.csv")
