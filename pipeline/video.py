@@ -5,7 +5,7 @@ doubt costs decoding from the first frame, never a frame of the wrong number.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,6 +16,7 @@ from typing import cast
 
 import av
 import numpy as np
+from av.buffer import Buffer
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.frame import PictureType
@@ -347,13 +348,28 @@ def _first_frame_size(path: Path) -> tuple[int, int]:
         _, frame = next(_decoded(path, container.decode(stream)), (0, None))
     if frame is None:
         raise VideoError(f"{path} holds no frames that can be decoded: {_ADVICE}")
-    turned = frame.rotation % 180 != 0
+    turned, _, _ = _orientation(frame)
     return (frame.width, frame.height) if turned else (frame.height, frame.width)
 
 
 def _image(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
     image = reformatter.reformat(frame, format="rgb24").to_ndarray()
-    return np.ascontiguousarray(np.rot90(image, frame.rotation // 90)) if frame.rotation else image
+    turned, upside_down, mirrored = _orientation(frame)
+    image = image.swapaxes(0, 1) if turned else image
+    return np.ascontiguousarray(image[:: -1 if upside_down else 1, :: -1 if mirrored else 1])
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """Return whether a player swaps rows and columns, and then reverses the rows, and the columns."""
+    # PyAV's types know one kind of side data alone.
+    beside = cast(Mapping[str, Buffer], frame.side_data)
+    if "DISPLAYMATRIX" not in beside:
+        return False, False, False
+    matrix = np.frombuffer(bytes(beside["DISPLAYMATRIX"]), np.int32).reshape(3, 3)
+    # A place (x, y) is shown at (a x + c y, b x + d y).
+    (a, b), (c, d) = matrix[:2, :2].tolist()
+    turned = abs(b) + abs(c) > abs(a) + abs(d)
+    return (True, b < 0, c < 0) if turned else (False, d < 0, a < 0)
 
 
 def _by(size: tuple[int, ...]) -> str:

@@ -1,5 +1,6 @@
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -158,17 +159,34 @@ def test_an_avi_that_skips_frames_is_no_damaged_one(tmp_path: Path) -> None:
     assert probe(path).frames == len(list(read_frames(path, 0, 20))) == 20
 
 
-def test_a_turned_video_is_read_as_it_is_shown(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((0, -1, 1, 0), np.rot90),
+        ((0, 1, -1, 0), lambda image: np.rot90(image, -1)),
+        ((-1, 0, 0, -1), lambda image: np.rot90(image, 2)),
+        ((-1, 0, 0, 1), np.fliplr),
+        ((1, 0, 0, -1), np.flipud),
+        ((0, 1, 1, 0), lambda image: image.swapaxes(0, 1)),
+        ((0, 0, 0, 0), lambda image: image),
+    ],
+    ids=["left", "right", "half", "mirrored", "upside-down", "diagonal", "none"],
+)
+def test_a_turned_or_mirrored_video_is_read_as_it_is_shown(
+    tmp_path: Path, matrix: tuple[int, int, int, int], shown: Callable[[np.ndarray], np.ndarray]
+) -> None:
     path = tmp_path / "a.mp4"
     write_video(path, _pictures(3), fps=25, crf=5)
     upright = next(read_frames(path, 0, 1))
-    # The matrix of the track header: identity becomes a quarter turn to the left.
+    # The matrix of the track header.
     identity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
-    quarter = struct.pack(">9i", 0, -(1 << 16), 0, 1 << 16, 0, 0, 0, 0, 1 << 30)
+    a, b, c, d = (value * (1 << 16) for value in matrix)
+    other = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     before, header, after = path.read_bytes().partition(b"tkhd")
-    path.write_bytes(before + header + after.replace(identity, quarter, 1))
-    assert (probe(path).height, probe(path).width) == (64, 48)
-    assert np.array_equal(next(read_frames(path, 0, 1)), np.rot90(upright))
+    path.write_bytes(before + header + after.replace(identity, other, 1))
+    found = probe(path)
+    assert (found.height, found.width, 3) == shown(upright).shape
+    assert np.array_equal(next(read_frames(path, 0, 1)), shown(upright))
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9])
