@@ -72,7 +72,7 @@ def quality_of(
     height, width = image_size
     places = np.where(counted[..., None], keypoints, 0.0)
     beyond = ((places < 0) | (places >= (width, height))).any(axis=-1)
-    confidence = float(scores[seen].clip(0, 1).mean())
+    confidence = float(np.nan_to_num(scores[seen]).clip(0, 1).mean())
     changes = sum(_jumps(one, there) for one, there in zip(keypoints, counted, strict=True))
     persons = int(seen.any(axis=(1, 2)).sum())
     outside = float(beyond.sum() / max(counted.sum(), 1))

@@ -25,6 +25,13 @@ def test_a_person_who_walks_is_nothing_to_flag() -> None:
     assert found.flags(whole_image=True) == ("whole_image",)
 
 
+def test_scores_that_are_no_numbers_count_as_unsure() -> None:
+    keypoints, scores = _walk()
+    scores[:, :20] = np.nan
+    found = quality_of(keypoints, scores, _SIZE, 0.3)
+    assert found.confidence == pytest.approx(0.8 / 3) and "low_confidence" in found.flags(whole_image=False)
+
+
 def test_nobody_is_flagged_as_that_alone() -> None:
     empty = np.full((1, _FRAMES, 17, 2), np.nan), np.zeros((1, _FRAMES, 17))
     for keypoints, scores in (empty, (np.empty((0, 5, 17, 2)), np.empty((0, 5, 17)))):
