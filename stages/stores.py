@@ -109,18 +109,20 @@ def build_store(
 
 
 def _create(store: StoreSpec, wanted: Sequence[Wanted], attributes: Mapping[str, Any]) -> None:
-    removed = partial_path(store.path)
+    # A store may lie on another disk, behind a link: the link stays.
+    path = store.path.resolve()
+    removed = partial_path(path)
     if removed.exists():
         shutil.rmtree(removed)
     try:
-        create_store(store.path, store.arrays, store.shard_rows, attributes)
+        create_store(path, store.arrays, store.shard_rows, attributes)
     except StaleStoreError as stale:
         plan(wanted, (), store.shard_rows)  # refuses shards that are too small before anything is removed
         notice(f"{store.stage}: it is made anew, since {stale}")
         # All at once: a kill half-way would leave some of the old arrays to the new store.
-        store.path.rename(removed)
+        path.rename(removed)
         shutil.rmtree(removed)
-        create_store(store.path, store.arrays, store.shard_rows, attributes)
+        create_store(path, store.arrays, store.shard_rows, attributes)
 
 
 def write_shards(
