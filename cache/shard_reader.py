@@ -55,10 +55,16 @@ class ShardReader:
     def __init__(self, store: str | Path, array: str) -> None:
         self._store, self._name = Path(store), array
         metadata = _read_metadata(self._store / array)
-        layout = _shard_layout(metadata)
+        try:
+            layout = _shard_layout(metadata)
+            self.rows: int = metadata["shape"][0]
+            self.row_shape: tuple[int, ...] = tuple(metadata["shape"][1:])
+        except (LookupError, TypeError, AttributeError) as error:
+            path = self._store / array / "zarr.json"
+            raise CacheError(
+                f"{path}: damaged ({error!r}); delete the store and run the pipeline again."
+            ) from error
         self._shards = _Shards(self._store, array, layout) if layout else None
-        self.rows: int = metadata["shape"][0]
-        self.row_shape: tuple[int, ...] = tuple(metadata["shape"][1:])
         self.dtype: np.dtype = layout.dtype if layout else self._zarr_array.dtype
 
     def __reduce__(self) -> tuple[type["ShardReader"], tuple[Path, str]]:
@@ -200,10 +206,18 @@ def _shard_layout(metadata: dict[str, Any]) -> _Layout | None:
         case {
             "shape": [_, *row_shape],
             "data_type": str(data_type),
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard_rows, *shard_row]}},
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [int(shard_rows), *shard_row]},
+            },
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": separator}},
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-        } if row_shape == shard_row and data_type in _NUMBERS and not metadata.get("storage_transformers"):
+        } if (
+            shard_rows > 0
+            and row_shape == shard_row
+            and data_type in _NUMBERS
+            and not metadata.get("storage_transformers")
+        ):
             dtype = np.dtype(data_type).newbyteorder("<")
         case _:
             return None

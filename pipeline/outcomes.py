@@ -73,8 +73,11 @@ def read_failures(path: Path) -> list[tuple[str, str, str]]:
     """Read what `write_failures` wrote: (id, status, reason)."""
     if not path.is_file():
         raise HarcacheError(f"{path} is missing; run the stage of that name, which writes it")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise HarcacheError(f"{path} can't be read ({error}); run the stage again") from error
     if rows[:1] != [list(_COLUMNS)] or any(len(row) != len(_COLUMNS) for row in rows):
         raise HarcacheError(f"{path}: expected the columns {','.join(_COLUMNS)}; run the stage again")
     return [(name, status, reason) for name, status, reason in rows[1:]]

@@ -79,6 +79,7 @@ def _from_line(line: str) -> Probed | None:
     try:
         values = json.loads(line)
         found = values.pop("probe")
+        hash(values["video"])
         return Probed(**values, probe=found and Probe(**found))
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None

@@ -236,7 +236,10 @@ def test_an_array_that_is_not_there_is_named(tmp_path):
         ShardReader(tmp_path, "volume")
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "damaged"), ("{}", "not a Zarr v3 array")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "damaged"), ("{}", "not a Zarr v3 array"), ('{"node_type": "array"}', "damaged")],
+)
 def test_damaged_metadata_are_named(tmp_path, text, message):
     _make_store(tmp_path)
     (tmp_path / "volume" / "zarr.json").write_text(text)

@@ -44,6 +44,13 @@ def test_a_missing_or_foreign_list_is_an_error(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(HarcacheError, match="expected the columns id,status,reason"):
             read_failures(path)
+    for content in (
+        b"id,status,reason\na,failed,\xff\n",
+        b"id,status,reason\na,failed,%b\n" % (b"x" * 200_000),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(HarcacheError, match=r"pose\.csv can't be read .* run the stage again"):
+            read_failures(path)
 
 
 def test_counts_are_written_only_when_changed(tmp_path: Path) -> None:
