@@ -23,10 +23,11 @@ from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from pipeline.clips import Clip
 from pipeline.errors import HarcacheError, did_you_mean
 from pipeline.files import commit_file, digest_of
 
-__all__ = ["Probe", "VideoError", "probe", "read_frames", "write_video"]
+__all__ = ["Probe", "VideoError", "clip_frames", "probe", "read_frames", "write_video"]
 
 _ADVICE = "copy the file again from its source or remove it"
 # Containers round their duration and may not state how long the last frame lasts.
@@ -106,6 +107,21 @@ def probe(path: Path) -> Probe:
     frames = packets.shown if listed else _count_decoded(path)
     height, width = _first_frame_size(path)
     return Probe(frames, height, width, fps, stat.st_size, stat.st_mtime_ns, digest)
+
+
+def clip_frames(videos: Path, clip: Clip) -> Iterator[np.ndarray]:
+    """Yield the frames of a clip, as `read_frames` does, of a video in the folder ``videos``.
+
+    Raises VideoError too where the file has another size than the index found: its frames would be kept as
+    those of the video that was there before.
+    """
+    path = videos / clip.video
+    yield from read_frames(path, clip.start, clip.end)
+    # Last, since a file that was cut short meanwhile has a better reason.
+    if (size := path.stat().st_size if path.is_file() else 0) != clip.size:
+        raise VideoError(
+            f"{path} has {size} bytes, {clip.size} when it was indexed; run the index stage again"
+        )
 
 
 def read_frames(path: Path, start: int, end: int, threads: int = 1) -> Iterator[np.ndarray]:

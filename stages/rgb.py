@@ -19,7 +19,7 @@ from pipeline.errors import HarcacheError
 from pipeline.outcomes import Counts
 from pipeline.params import DatasetParams, RgbParams
 from pipeline.plan import Unit
-from pipeline.video import read_frames
+from pipeline.video import clip_frames
 from stages.building import Timer
 from stages.stores import Cropped, StoreSpec, build_store, crops_of, write_shards
 from stages.workspace import Workspace
@@ -109,7 +109,7 @@ def crop_frame(frame: np.ndarray, box: tuple[int, int, int, int], size: int) -> 
 def _write_clip(clip: Clip, context: Context, writer: ShardWriter, timer: Timer) -> int:
     box = crops_of(context.crops, context.crops_token)[clip.id].box
     stored = set(stored_frames(clip.frames, context.max_frames).tolist())
-    frames = timer.iterate("decode", read_frames(context.videos / clip.video, clip.start, clip.end))
+    frames = timer.iterate("decode", clip_frames(context.videos, clip))
     for number, frame in enumerate(frames):
         if number in stored:
             with timer("crop"):

@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 from distributed import Client
 
-from pipeline.clips import read_manifest
+from pipeline.clips import Clip, read_manifest
 from pipeline.datasets.demo import DemoSpec, generate_demo
 from pipeline.engine import Engine, Report
 from pipeline.errors import HarcacheError
 from pipeline.outcomes import Counts, read_failures
 from pipeline.params import DatasetParams, load_params
 from pipeline.plan import Unit
-from pipeline.video import read_frames
+from pipeline.video import clip_frames
 from stages import detect, index, pose, rgb
 from stages.workspace import Workspace
 from tests import projects
@@ -151,12 +151,12 @@ _HANGS = Path("hangs")  # in the project's folder; holds the name of the video w
 def process_with_a_decoder_that_hangs(unit: Unit, context: Any) -> Report:
     """The stage's own work, but for one video as long as the file is there."""
 
-    def read(path: Path, *arguments: Any, **options: Any) -> Iterator[np.ndarray]:
-        while _HANGS.exists() and path.name == _HANGS.read_text():
+    def read(videos: Path, clip: Clip) -> Iterator[np.ndarray]:
+        while _HANGS.exists() and Path(clip.video).name == _HANGS.read_text():
             time.sleep(0.1)
-        return read_frames(path, *arguments, **options)
+        return clip_frames(videos, clip)
 
-    with mock.patch.object(rgb, "read_frames", read):
+    with mock.patch.object(rgb, "clip_frames", read):
         return _PROCESS(unit, context)
 
 

@@ -18,7 +18,7 @@ from pipeline.engine import Report
 from pipeline.errors import HarcacheError
 from pipeline.params import DetectParams, PoseParams
 from pipeline.plan import Unit
-from pipeline.video import read_frames
+from pipeline.video import clip_frames
 from stages.building import AHEAD, Timer, build_table_part
 from stages.workspace import choose_device
 
@@ -104,7 +104,7 @@ def _frames(
     boxes = wanted(clip)
     if all(box is None for box in boxes):
         return
-    for frame, box in zip(read_frames(videos / clip.video, clip.start, clip.end), boxes, strict=True):
+    for frame, box in zip(clip_frames(videos, clip), boxes, strict=True):
         if box is not None:
             yield frame, box
 

@@ -184,6 +184,18 @@ def test_a_video_that_breaks_half_way_fails_alone_and_its_rows_are_taken_back(
         store.frames(name)
 
 
+def test_another_video_under_an_indexed_name_fails_alone(
+    long_clips: tuple[DatasetParams, Workspace],
+) -> None:
+    small, workspace = long_clips
+    first = read_manifest(workspace.manifest)[0]
+    path = workspace.videos / first.video
+    write_video(path, [_picture(96, 128, seed)[..., ::-1] for seed in range(first.frames)], 25, "mpeg4", 3)
+    assert _run(small, workspace) == Counts(3, 0, 1)
+    ((name, status, why),) = read_failures(workspace.failures("rgb"))
+    assert (name, status) == (first.id, "failed") and "when it was indexed; run the index stage again" in why
+
+
 def _shards(workspace: Workspace) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (workspace.rgb / "frames").glob("c.*")}
 

@@ -85,13 +85,13 @@ def test_a_clip_that_was_given_up_is_not_opened_and_a_broken_one_fails_alone(
     filmed: Workspace, params: DatasetParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
-    read = extraction.read_frames
+    read = extraction.clip_frames
 
-    def read_frames(path: Path, start: int, end: int) -> object:
-        opened.append(path.stem)
-        return read(path, start, end)
+    def clip_frames(videos: Path, clip: Clip) -> object:
+        opened.append(Path(clip.video).stem)
+        return read(videos, clip)
 
-    monkeypatch.setattr(extraction, "read_frames", read_frames)
+    monkeypatch.setattr(extraction, "clip_frames", clip_frames)
     clips = read_manifest(filmed.manifest)
     (filmed.videos / clips[1].video).write_bytes(b"no video")
     _extract(filmed, params, given_up=((clips[0].id, "it hangs"),))
