@@ -25,7 +25,7 @@ demo: $(READY)
 	dvc repro report@demo
 	dvc metrics show metrics/demo.json
 
-# Files of tests go to two processes: many of them wait for commands, and each process may take 2 GB.
+# Files of tests go to two processes: many of them wait for commands, and each process may take 4 GB.
 test: $(READY)
 	python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 30
 

@@ -5,7 +5,7 @@ doubt costs decoding from the first frame, never a frame of the wrong number.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,8 +16,8 @@ from typing import cast
 
 import av
 import numpy as np
-from av.buffer import Buffer
 from av.container import InputContainer
+from av.sidedata.sidedata import SideDataContainer
 from av.stream import Disposition
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
@@ -377,8 +377,8 @@ def _image(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     """Return whether a player swaps rows and columns, and then reverses the rows, and the columns."""
-    # PyAV's types know one kind of side data alone.
-    beside = cast(Mapping[str, Buffer], frame.side_data)
+    # A frame keeps its own `side_data`, which keeps the frame: each would stay until the collector runs.
+    beside = SideDataContainer(frame)  # type: ignore[call-arg]  # which PyAV's types leave out
     if "DISPLAYMATRIX" not in beside:
         return False, False, False
     matrix = np.frombuffer(bytes(beside["DISPLAYMATRIX"]), np.int32).reshape(3, 3)
