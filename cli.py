@@ -253,9 +253,8 @@ def _let_threads_rest() -> None:
     3 % of a small network's steps on 2 cores.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault(
-            "GOMP_SPINCOUNT", "5000"
-        )  # 0.1 ms, which outlasts the gap between two operators
+        # 0.1 ms, which outlasts the gap between two operators.
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 
 def _kept_for_json(as_json: bool) -> AbstractContextManager[None]:
