@@ -32,6 +32,7 @@ test: $(READY)
 lint: $(READY)
 	ruff check .
 	ruff format --check .
+	mkdir -p $(VENV)/names && ln -sfn ../.. $(VENV)/names/harcache
 	mypy
 
 # The README's figures of speed, on this machine; the loader's rivals are installed for it.

@@ -16,8 +16,8 @@ from typing import Any
 
 import click
 
-from pipeline.errors import HarcacheError
-from stages.workspace import NETWORKS
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.stages.shared.workspace import NETWORKS
 
 __all__ = ["main"]
 
@@ -99,14 +99,14 @@ def main(ctx: click.Context, debug: bool, quiet: bool) -> None:
     Example: harcache --quiet cache info demo --json
     """
     if quiet:
-        from pipeline.progress import quietly
+        from harcache.pipeline.base.progress import quietly
 
         ctx.with_resource(quietly())
 
 
 def _dataset_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Complete a dataset's name; without a readable params.yaml there is none to offer."""
-    from pipeline.params import dataset_names
+    from harcache.pipeline.params import dataset_names
 
     try:
         return [name for name in dataset_names() if name.startswith(incomplete)]
@@ -210,11 +210,11 @@ def _run(
 
     ``how`` is passed on as the stage's ``How``, where it has one. Returns what the stage does.
     """
-    from pipeline.clusters import scheduler_address
-    from pipeline.engine import Engine
-    from pipeline.params import load_params
-    from pipeline.processes import end_with_parent
-    from stages.workspace import AUTO, Workspace, choose_device
+    from harcache.pipeline.base.processes import end_with_parent
+    from harcache.pipeline.params import load_params
+    from harcache.pipeline.work.clusters import scheduler_address
+    from harcache.pipeline.work.engine import Engine
+    from harcache.stages.shared.workspace import AUTO, Workspace, choose_device
 
     if "DVC_STAGE" in os.environ:
         # Else a killed `dvc repro` leaves its command behind, which holds the dataset.
@@ -228,7 +228,7 @@ def _run(
         options["device"] = choose_device(device)
     used = options["device"] if stage in _ON_WORKERS and workers != 0 else "cpu"
     workspace = Workspace.under(Path(), dataset, videos, **options)
-    module = importlib.import_module(f"stages.{stage}")
+    module = importlib.import_module(f"harcache.stages.{stage}")
     more = {} if how is None else {"how": module.How(workers=workers or None, **how)}
     with _lock(stage, workspace.data), Engine(workers, scheduler, used, unit_timeout) as engine:
         return getattr(module, entry)(*what, params, workspace, engine, **more)
@@ -236,7 +236,7 @@ def _run(
 
 def _lock(stage: str, data: Path) -> AbstractContextManager[None]:
     """Return the dataset's lock; of processes that train together the first holds it for all."""
-    from pipeline.parts import dataset_lock
+    from harcache.pipeline.work.parts import dataset_lock
 
     return nullcontext() if stage == "train" and not _is_first() else dataset_lock(data)
 
@@ -259,7 +259,7 @@ def _let_threads_rest() -> None:
 
 def _kept_for_json(as_json: bool) -> AbstractContextManager[None]:
     """Keep standard output for JSON, where that is asked for: what a stage prints is a notice then."""
-    from pipeline.progress import as_notices
+    from harcache.pipeline.base.progress import as_notices
 
     return as_notices() if as_json else nullcontext()
 
@@ -363,8 +363,8 @@ def report(dataset: str, videos: Path, out: Path | None) -> None:
 
     Example: harcache report demo
     """
-    from stages import report as stage
-    from stages.workspace import Workspace
+    from harcache.stages import report as stage
+    from harcache.stages.shared.workspace import Workspace
 
     workspace = Workspace.under(Path(), dataset, videos)
     stage.run(workspace, out or Path("report") / f"{dataset}.html")
@@ -410,9 +410,9 @@ def predict(
     """
     if options["stride"] is not None and options["window"] is None:
         raise click.UsageError("--stride is from one window to the next: give --window too.")
-    from pipeline.params import load_params
-    from stages import predict as stage
-    from stages.workspace import Workspace, choose_device
+    from harcache.commands import predict as stage
+    from harcache.pipeline.params import load_params
+    from harcache.stages.shared.workspace import Workspace, choose_device
 
     params = None if dataset is None else load_params("params.yaml", dataset=dataset)
     workspace = None if dataset is None else Workspace.under(Path(), dataset, Path("videos"))
@@ -452,9 +452,9 @@ def preview(
 
     Example: harcache preview demo --checkpoint data/demo/training/epam/network.pt
     """
-    from pipeline.params import load_params
-    from stages import preview as stage
-    from stages.workspace import Workspace, choose_device
+    from harcache.commands import preview as stage
+    from harcache.pipeline.params import load_params
+    from harcache.stages.shared.workspace import Workspace, choose_device
 
     params = load_params("params.yaml", dataset=dataset)
     workspace = Workspace.under(Path(), dataset, videos)
@@ -470,9 +470,9 @@ def bench() -> None:
 
 def _measure(what: str, out: Path | None, *sizes: Any) -> None:
     """Run ``benchmarks.<what>.measure(*sizes)``, print its table, and write its results where asked."""
-    from benchmarks.timing import write_results
+    from harcache.benchmarks.timing import write_results
 
-    module = importlib.import_module(f"benchmarks.{what}")
+    module = importlib.import_module(f"harcache.benchmarks.{what}")
     results = module.measure(*sizes)
     click.echo(module.as_table(results))
     write_results(out, results)
@@ -576,7 +576,7 @@ def list_models(classes: int, as_json: bool) -> None:
 
     Example: harcache models
     """
-    from models.summary import as_table, summarise
+    from harcache.models.summary import as_table, summarise
 
     found = summarise(classes)
     click.echo(json.dumps([asdict(one) for one in found], indent=1) if as_json else as_table(found))
@@ -597,7 +597,7 @@ def export(checkpoint: Path, out: Path, sizes: tuple[tuple[str, int, int, int], 
 
     Example: harcache export network.pt network.onnx --input rgb 4 64 64
     """
-    from models.export import export_checkpoint
+    from harcache.models.export import export_checkpoint
 
     shapes = export_checkpoint(
         checkpoint, out, {name: (frames, height, width) for name, frames, height, width in sizes}
@@ -612,7 +612,7 @@ def params() -> None:
 
     Example: harcache params
     """
-    from pipeline.params_table import as_markdown
+    from harcache.pipeline.params.table import as_markdown
 
     click.echo(as_markdown(), nl=False)
 
@@ -630,7 +630,7 @@ def import_weights(file: Path, out: Path) -> None:
 
     Example: harcache weights import epam_net_ntu60_xsub.pth --out checkpoint.pt
     """
-    from models.checkpoints import import_released_checkpoint
+    from harcache.models.checkpoints import import_released_checkpoint
 
     network = import_released_checkpoint(file, out)
     click.echo(f"{out}: {type(network).__name__} {network.config}")
@@ -651,7 +651,7 @@ def import_poses(file: Path, out: Path) -> None:
 
     Example: harcache poses import ntu60_hrnet.pkl --out poses/ntu60.h5
     """
-    from stages import poses_io
+    from harcache.commands import poses as poses_io
 
     poses_io.import_poses(file, out)
 
@@ -667,7 +667,7 @@ def export_poses(dataset: str, out: Path, protocol: str | None) -> None:
 
     Example: harcache poses export demo --out demo.pkl
     """
-    from stages import poses_io
+    from harcache.commands import poses as poses_io
 
     poses_io.export_poses(_workspace(dataset), out, protocol)
 
@@ -678,7 +678,7 @@ def cache() -> None:
 
 
 def _workspace(dataset: str) -> Any:
-    from stages.workspace import Workspace
+    from harcache.stages.shared.workspace import Workspace
 
     return Workspace.under(Path(), dataset, Path("videos"))
 
@@ -691,7 +691,7 @@ def cache_info(dataset: str, as_json: bool) -> None:
 
     Example: harcache cache info demo
     """
-    from stages import caches
+    from harcache.stages.shared import contents as caches
 
     found = caches.info(_workspace(dataset))
     click.echo(json.dumps(found, indent=1) if as_json else caches.describe(found))
@@ -707,7 +707,7 @@ def cache_digest(dataset: str, as_json: bool) -> None:
 
     Example: harcache cache digest demo
     """
-    from stages import caches
+    from harcache.stages.shared import contents as caches
 
     clips = caches.digests(_workspace(dataset))
     total = caches.total(clips)
@@ -729,7 +729,7 @@ def cache_verify(dataset: str, repair: bool, as_json: bool) -> None:
 
     Example: harcache cache verify demo
     """
-    from stages import verify
+    from harcache.commands import verify
 
     verify.report(verify.verify(_workspace(dataset), repair), dataset, repair, as_json)
 
@@ -754,7 +754,11 @@ def demo(out: Path, seed: int, workers: int | None) -> None:
 
     Example: harcache demo --out videos/demo
     """
-    from pipeline.datasets.demo import DemoSpec, generate_demo
+    from harcache.pipeline.datasets.demo import DemoSpec, generate_demo
 
     made = generate_demo(out, DemoSpec(seed), None if workers is None else max(1, workers))
     click.echo(f"{out}: {made} videos made, the others were there")
+
+
+if __name__ == "__main__":
+    main()

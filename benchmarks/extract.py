@@ -15,17 +15,17 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.timing import side_by_side
-from models import mmcv_stub
-from models.batching import Network, Usage, extract
-from models.detectors import load_detector
-from models.inference import BatchRunner
-from models.pose_estimators import load_pose_estimator
-from models.weights import find_config
-from models.yolo import prepare_ultralytics
-from pipeline.errors import HarcacheError
-from pipeline.params import DetectParams, PoseParams, Precision
-from pipeline.video import read_frames, write_video
+from harcache.benchmarks.timing import side_by_side
+from harcache.models.detectors.registry import load_detector
+from harcache.models.estimators.registry import load_pose_estimator
+from harcache.models.pretrained import mmcv_stub
+from harcache.models.pretrained.batching import Network, Usage, extract
+from harcache.models.pretrained.inference import BatchRunner
+from harcache.models.pretrained.weight_files import find_config
+from harcache.models.pretrained.yolo import prepare_ultralytics
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.params import DetectParams, PoseParams, Precision
+from harcache.pipeline.video.frames import read_frames, write_video
 
 __all__ = ["as_table", "measure"]
 

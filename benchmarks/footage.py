@@ -13,10 +13,17 @@ import numpy as np
 import torch
 from numcodecs import Blosc
 
-from cache.clip_store import ArraySpec, IndexEntry, ShardWriter, create_store, shard_path, write_index
-from cache.codecs import encode_jpeg
-from cache.heatmaps import draw_heatmaps
-from pipeline.video import write_video
+from harcache.cache.clip_store import (
+    ArraySpec,
+    IndexEntry,
+    ShardWriter,
+    create_store,
+    shard_path,
+    write_index,
+)
+from harcache.cache.codecs import encode_jpeg
+from harcache.cache.heatmaps import draw_heatmaps
+from harcache.pipeline.video.frames import write_video
 
 __all__ = ["HEATMAP_SIZE", "QUALITY", "SIGMA", "Filmed", "make_footage"]
 

@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks import loader_rivals as rivals
-from benchmarks.footage import HEATMAP_SIZE, SIGMA, Filmed, make_footage
-from benchmarks.timing import side_by_side
-from cache.clip_store import open_store
-from cache.streaming import ClipDataset, ClipLoader, prepare
+from harcache.benchmarks import loader_rivals as rivals
+from harcache.benchmarks.footage import HEATMAP_SIZE, SIGMA, Filmed, make_footage
+from harcache.benchmarks.timing import side_by_side
+from harcache.cache.clip_store import open_store
+from harcache.cache.streaming import ClipDataset, ClipLoader, prepare
 
 __all__ = ["as_table", "measure"]
 

@@ -19,10 +19,10 @@ import zarr
 from numcodecs import blosc
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.footage import HEATMAP_SIZE, QUALITY, SIGMA, Filmed
-from cache.codecs import decode_jpeg, encode_jpeg
-from cache.sampling import uniform_sample_train
-from cache.streaming import ClipDataset
+from harcache.benchmarks.footage import HEATMAP_SIZE, QUALITY, SIGMA, Filmed
+from harcache.cache.codecs import decode_jpeg, encode_jpeg
+from harcache.cache.sampling import uniform_sample_train
+from harcache.cache.streaming import ClipDataset
 
 __all__ = [
     "Released",

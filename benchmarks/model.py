@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.conv3d import EPAMNet3d
-from benchmarks.timing import side_by_side
-from models.compiling import compiled
-from models.epam_net import EPAMNet
-from models.memory import keep_freed_memory
+from harcache.benchmarks.conv3d import EPAMNet3d
+from harcache.benchmarks.timing import side_by_side
+from harcache.models.compiling import compiled
+from harcache.models.memory import keep_freed_memory
+from harcache.models.networks.epam_net import EPAMNet
 
 __all__ = ["as_table", "make_step", "measure"]
 

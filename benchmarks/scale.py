@@ -21,17 +21,25 @@ from typing import Any
 import numpy as np
 import yaml
 
-import cache
-from benchmarks.timing import peak_memory
-from cache.clip_store import ArraySpec, IndexEntry, create_store, records_dir, shard_path, write_index
-from cache.sampling import clip_rng
-from cache.streaming import ClipDataset
-from pipeline.clips import Clip, fingerprint, read_manifest, write_manifest
-from pipeline.errors import HarcacheError
-from pipeline.files import partial_path
-from pipeline.parts import Outcome, publish, sound_records
-from pipeline.plan import Wanted, plan
-from pipeline.video import write_video
+from harcache import cache
+from harcache.benchmarks.timing import peak_memory
+from harcache.cache.clip_store import (
+    ArraySpec,
+    IndexEntry,
+    create_store,
+    records_dir,
+    shard_path,
+    write_index,
+)
+from harcache.cache.sampling import clip_rng
+from harcache.cache.streaming import ClipDataset
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.files import partial_path
+from harcache.pipeline.base.fingerprints import fingerprint
+from harcache.pipeline.clips import Clip, read_manifest, write_manifest
+from harcache.pipeline.video.frames import write_video
+from harcache.pipeline.work.parts import Outcome, publish, sound_records
+from harcache.pipeline.work.plan import Wanted, plan
 
 __all__ = ["as_table", "measure"]
 

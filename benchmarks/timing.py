@@ -8,7 +8,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from pipeline.files import write_atomically
+from harcache.pipeline.base.files import write_atomically
 
 __all__ = ["peak_memory", "side_by_side", "write_results"]
 

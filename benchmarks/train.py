@@ -17,15 +17,15 @@ import cv2
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.footage import HEATMAP_SIZE, SIGMA, Filmed, make_footage
-from benchmarks.loader_rivals import Released
-from benchmarks.model import make_step
-from cache.clip_store import open_store
-from cache.streaming import Batch, ClipDataset, ClipLoader, default_workers, prepare
-from cache.waiting import Waits, watch
-from models import compiling
-from models.epam_net import EPAMNet
-from models.memory import keep_freed_memory
+from harcache.benchmarks.footage import HEATMAP_SIZE, SIGMA, Filmed, make_footage
+from harcache.benchmarks.loader_rivals import Released
+from harcache.benchmarks.model import make_step
+from harcache.cache.clip_store import open_store
+from harcache.cache.input_wait import Waits, watch
+from harcache.cache.streaming import Batch, ClipDataset, ClipLoader, default_workers, prepare
+from harcache.models import compiling
+from harcache.models.memory import keep_freed_memory
+from harcache.models.networks.epam_net import EPAMNet
 
 __all__ = ["as_table", "measure"]
 

@@ -4,10 +4,10 @@ import gc
 from collections.abc import Mapping
 from time import perf_counter, process_time
 
-from benchmarks.timing import peak_memory
-from pipeline.clips import Clip
-from pipeline.engine import Engine, Report
-from pipeline.plan import Unit
+from harcache.benchmarks.timing import peak_memory
+from harcache.pipeline.clips import Clip
+from harcache.pipeline.work.engine import Engine, Report
+from harcache.pipeline.work.plan import Unit
 
 __all__ = ["as_table", "measure"]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from cache.errors import CacheError
-from pipeline.files import writing
+from harcache.cache.errors import CacheError
+from harcache.pipeline.base.files import writing
 
 __all__ = [
     "read_detections",

@@ -17,12 +17,12 @@ import zarr
 from numcodecs import Blosc, Zstd
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 
-from cache.codecs import JpegCodec, encode_jpeg
-from cache.errors import CacheError, IncompleteStoreError, StaleStoreError
-from cache.shard_reader import CHECKSUM_BYTES, MISSING_CHUNK, ShardReader, checksum
-from pipeline.clips import fingerprint
-from pipeline.errors import did_you_mean
-from pipeline.files import file_digest, flush, write_atomically, write_if_changed
+from harcache.cache.codecs import JpegCodec, encode_jpeg
+from harcache.cache.errors import CacheError, IncompleteStoreError, StaleStoreError
+from harcache.cache.shard_reader import CHECKSUM_BYTES, MISSING_CHUNK, ShardReader, checksum
+from harcache.pipeline.base.errors import did_you_mean
+from harcache.pipeline.base.files import file_digest, flush, write_atomically, write_if_changed
+from harcache.pipeline.base.fingerprints import fingerprint
 
 __all__ = [
     "ArraySpec",

@@ -11,7 +11,7 @@ import numpy as np
 import simplejpeg
 from zarr.abc.codec import ArrayBytesCodec
 
-from cache.errors import CacheError
+from harcache.cache.errors import CacheError
 
 __all__ = ["JPEG_NAME", "JpegCodec", "decode_jpeg", "encode_jpeg"]
 

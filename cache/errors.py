@@ -1,6 +1,6 @@
 """The errors of the caches, apart so that every module of the package can raise them."""
 
-from pipeline.errors import HarcacheError
+from harcache.pipeline.base.errors import HarcacheError
 
 __all__ = ["CacheError", "IncompleteStoreError", "StaleStoreError"]
 

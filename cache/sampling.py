@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import HarcacheError
+from harcache.pipeline.base.errors import HarcacheError
 
 __all__ = [
     "clip_keys",

@@ -16,8 +16,8 @@ import numpy as np
 import zarr
 from numcodecs import blosc, zstd
 
-from cache.codecs import JPEG_NAME, decode_jpeg
-from cache.errors import CacheError
+from harcache.cache.codecs import JPEG_NAME, decode_jpeg
+from harcache.cache.errors import CacheError
 
 __all__ = ["CHECKSUM_BYTES", "MISSING_CHUNK", "ShardReader", "checksum"]
 

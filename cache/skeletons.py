@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cache.streaming import Batch, constant
-from pipeline.keypoints import COCO_MIRRORED, NTU_MIRRORED
+from harcache.cache.streaming import Batch, constant
+from harcache.pipeline.skeletons.joints import COCO_MIRRORED, NTU_MIRRORED
 
 __all__ = ["prepare_skeletons"]
 

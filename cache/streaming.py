@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cache.heatmaps import draw_heatmaps
-from cache.sampling import (
+from harcache.cache.heatmaps import draw_heatmaps
+from harcache.cache.input_wait import Waits, Work, measured, watch
+from harcache.cache.sampling import (
     clip_keys,
     clip_rng,
     draw_chances,
@@ -37,10 +38,9 @@ from cache.sampling import (
     rgb_positions,
     uniform_sample_test,
 )
-from cache.waiting import Waits, Work, measured, watch
-from pipeline.errors import HarcacheError
-from pipeline.keypoints import COCO_MIRRORED
-from pipeline.processes import end_with_parent
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.processes import end_with_parent
+from harcache.pipeline.skeletons.joints import COCO_MIRRORED
 
 __all__ = [
     "Batch",

@@ -9,15 +9,15 @@ from typing import Any
 __all__ = ["AMFINet", "EPAMNet", "PoseXShiftNet", "RGBXShiftNet", "load_released_checkpoint"]
 
 _MODULES = {
-    "AMFINet": "models.amfi_net",
-    "EPAMNet": "models.epam_net",
-    "PoseXShiftNet": "models.xshiftnet",
-    "RGBXShiftNet": "models.xshiftnet",
-    "load_released_checkpoint": "models.checkpoints",
+    "AMFINet": "harcache.models.networks.amfi_net",
+    "EPAMNet": "harcache.models.networks.epam_net",
+    "PoseXShiftNet": "harcache.models.networks.xshiftnet",
+    "RGBXShiftNet": "harcache.models.networks.xshiftnet",
+    "load_released_checkpoint": "harcache.models.checkpoints",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
-        raise AttributeError(f"module 'models' has no attribute '{name}'")
+        raise AttributeError(f"module 'harcache.models' has no attribute '{name}'")
     return getattr(import_module(_MODULES[name]), name)

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.agcn import AGCN
-from models.amfi_net import AMFINet, ResNet3D18
-from models.epam_net import EPAMNet
-from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
-from pipeline.errors import HarcacheError, did_you_mean
-from pipeline.files import write_atomically
+from harcache.models.networks.agcn import AGCN
+from harcache.models.networks.amfi_net import AMFINet, ResNet3D18
+from harcache.models.networks.epam_net import EPAMNet
+from harcache.models.networks.xshiftnet import PoseXShiftNet, RGBXShiftNet
+from harcache.pipeline.base.errors import HarcacheError, did_you_mean
+from harcache.pipeline.base.files import write_atomically
 
 __all__ = [
     "NETWORKS",

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.amfi_net import AMFINet
-from models.checkpoints import Checkpoint, load_network
-from models.epam_net import EPAMNet
-from models.summary import input_shapes
-from models.xshiftnet import Backbone
-from pipeline.errors import HarcacheError, did_you_mean
-from pipeline.files import commit_file, flush, partial_path
-from pipeline.params import AmfiParams, from_mapping
+from harcache.models.checkpoints import Checkpoint, load_network
+from harcache.models.networks.amfi_net import AMFINet
+from harcache.models.networks.epam_net import EPAMNet
+from harcache.models.networks.xshiftnet import Backbone
+from harcache.models.summary import input_shapes
+from harcache.pipeline.base.errors import HarcacheError, did_you_mean
+from harcache.pipeline.base.files import commit_file, flush, partial_path
+from harcache.pipeline.params import AmfiParams, from_mapping
 
 __all__ = ["export_checkpoint"]
 

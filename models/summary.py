@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.agcn import AGCN
-from models.amfi_net import AMFINet, ResNet3D18
-from models.attention import NestedAttention, SpatialTemporalAttention
-from models.epam_net import EPAMNet
-from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
+from harcache.models.networks.agcn import AGCN
+from harcache.models.networks.amfi_net import AMFINet, ResNet3D18
+from harcache.models.networks.attention import NestedAttention, SpatialTemporalAttention
+from harcache.models.networks.epam_net import EPAMNet
+from harcache.models.networks.xshiftnet import PoseXShiftNet, RGBXShiftNet
 
 __all__ = ["Summary", "as_table", "count_cost", "input_shapes", "measure_latency", "summarise"]
 

@@ -5,9 +5,7 @@ become file names and videos become paths.
 """
 
 import csv
-import hashlib
 import io
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +13,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.collector import collector_at_rest
-from pipeline.errors import HarcacheError
-from pipeline.files import write_if_changed
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.files import write_if_changed
+from harcache.pipeline.base.fingerprints import fingerprint
+from harcache.pipeline.base.garbage import collection_paused
 
 __all__ = [
     "Clip",
-    "fingerprint",
     "read_classes",
     "read_manifest",
     "write_classes",
@@ -33,18 +31,8 @@ _OPTIONAL = ("subject", "camera", "setup", "repetition")
 _CLASS_COLUMNS = ("protocol", "label", "name")
 _SPLITS = ("train", "val", "test")
 _BAD_IN_ID = re.compile(r"[/\\\x00-\x1f\x7f]")
-# Made once: some hundred thousand clips have two fingerprints each whenever a stage plans.
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 _Row = TypeVar("_Row")
 _PROTOCOL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
-def fingerprint(*values: Any) -> str:
-    """Return 24 hex digits that stand for ``values``, which JSON must be able to hold.
-
-    Equal values give equal digits on every machine. Tuples count as lists; ``1`` and ``1.0`` differ.
-    """
-    return hashlib.blake2b(_CANONICAL.encode(values).encode(), digest_size=12).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +148,7 @@ def _to_row(clip: Clip, labels: Sequence[str], splits: Sequence[str]) -> list[An
     return [*fixed, *map(clip.label, labels), *map(clip.split, splits)]
 
 
-@collector_at_rest()
+@collection_paused()
 def read_manifest(path: Path | str) -> list[Clip]:
     """Read the clips in the order of the file.
 

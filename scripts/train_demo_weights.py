@@ -21,10 +21,10 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from models import mmcv_stub  # noqa: E402
-from models.yolo import prepare_ultralytics, save_yolo  # noqa: E402
-from pipeline.datasets import figures, motion  # noqa: E402
-from pipeline.keypoints import COCO_MIRRORED  # noqa: E402
+from harcache.models.pretrained import mmcv_stub  # noqa: E402
+from harcache.models.pretrained.yolo import prepare_ultralytics, save_yolo  # noqa: E402
+from harcache.pipeline.datasets import figures, motion  # noqa: E402
+from harcache.pipeline.skeletons.joints import COCO_MIRRORED  # noqa: E402
 
 WEIGHTS = ROOT / "models" / "weights"
 SEED = 8_000_000  # far from the demo's: a demo with this seed would show the figures trained on

@@ -14,18 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from cache.annotations import read_poses
-from pipeline.clips import Clip, fingerprint, read_manifest
-from pipeline.engine import Engine
-from pipeline.errors import HarcacheError
-from pipeline.files import write_if_changed
-from pipeline.outcomes import Counts, table_problem
-from pipeline.params import CropParams, DatasetParams
-from pipeline.parts import Outcome
-from pipeline.progress import progress
-from stages.building import finish, inputs_from, parts_of
-from stages.quality import FLAGS, Quality, quality_of
-from stages.workspace import Workspace
+from harcache.cache.annotations import read_poses
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.files import write_if_changed
+from harcache.pipeline.base.fingerprints import fingerprint
+from harcache.pipeline.base.progress import progress
+from harcache.pipeline.clips import Clip, read_manifest
+from harcache.pipeline.params import CropParams, DatasetParams
+from harcache.pipeline.work.engine import Engine
+from harcache.pipeline.work.outcomes import Counts, table_problem
+from harcache.pipeline.work.parts import Outcome
+from harcache.stages.shared.quality import FLAGS, Quality, quality_of
+from harcache.stages.shared.units import finish, inputs_from, parts_of
+from harcache.stages.shared.workspace import Workspace
 
 __all__ = ["Crop", "crop_of", "flag_counts", "global_box", "read_crops", "run"]
 
@@ -53,7 +54,7 @@ class Crop:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Return what may be wrong with the clip, of `stages.quality.FLAGS`."""
+        """Return what may be wrong with the clip, of `stages.shared.quality.FLAGS`."""
         return self.quality.flags(self.source.startswith(WHOLE_IMAGE)) if self.quality else ()
 
 

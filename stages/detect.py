@@ -8,20 +8,21 @@ from itertools import pairwise
 
 import numpy as np
 
-from cache.annotations import write_detections
-from models.batching import Network
-from models.weights import find_weights
-from pipeline.clips import Clip, fingerprint, read_manifest
-from pipeline.engine import Engine, Report
-from pipeline.files import file_digest
-from pipeline.outcomes import Counts
-from pipeline.params import DatasetParams, DetectParams, GivenBoxesParams, NoDetectParams
-from pipeline.plan import Unit, Wanted
-from stages.building import Parts, Timer, build_parts, ended, finish
-from stages.persons import given_boxes, imported_poses
-from stages.persons.extraction import Context, extract_part, extract_video
-from stages.persons.tracking import link_persons
-from stages.workspace import Workspace
+from harcache.cache.annotations import write_detections
+from harcache.models.pretrained.batching import Network
+from harcache.models.pretrained.weight_files import find_weights
+from harcache.pipeline.base.files import file_digest
+from harcache.pipeline.base.fingerprints import fingerprint
+from harcache.pipeline.clips import Clip, read_manifest
+from harcache.pipeline.params import DatasetParams, DetectParams, GivenBoxesParams, NoDetectParams
+from harcache.pipeline.work.engine import Engine, Report
+from harcache.pipeline.work.outcomes import Counts
+from harcache.pipeline.work.plan import Unit, Wanted
+from harcache.stages.persons import given_boxes, imported_poses
+from harcache.stages.persons.extraction import Context, extract_part, extract_video
+from harcache.stages.persons.tracking import link_persons
+from harcache.stages.shared.units import Parts, Timer, build_parts, ended, finish
+from harcache.stages.shared.workspace import Workspace
 
 __all__ = ["between", "find_persons", "process", "run"]
 

@@ -13,24 +13,24 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from cache.annotations import read_detections, read_poses
-from cache.streaming import Batch, ClipLoader
-from models.summary import count_cost, input_shapes, measure_latency
-from pipeline.clips import Clip, read_classes
-from pipeline.datasets.demo import Truth, object_pairs, read_truth
-from pipeline.engine import Engine
-from pipeline.errors import HarcacheError
-from pipeline.outcomes import read_counts
-from pipeline.params import DatasetParams
-from pipeline.progress import progress
-from stages.building import inputs_from, parts_of
-from stages.crop import flag_counts, read_crops
-from stages.persons.boxes import overlaps
-from stages.scoring.accuracy import confusion, hardest_pairs, in_pairs, mean_class, softmax, top
-from stages.scoring.results import Cost, Outputs, Scored, write_results
-from stages.training.feeds import Feed, feed_of, preparation, section_of
-from stages.training.networks import Trained, check_classes, load_trained, scores_of
-from stages.training.samples import (
+from harcache.cache.annotations import read_detections, read_poses
+from harcache.cache.streaming import Batch, ClipLoader
+from harcache.models.summary import count_cost, input_shapes, measure_latency
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.progress import progress
+from harcache.pipeline.clips import Clip, read_classes
+from harcache.pipeline.datasets.demo import Truth, object_pairs, read_truth
+from harcache.pipeline.params import DatasetParams
+from harcache.pipeline.work.engine import Engine
+from harcache.pipeline.work.outcomes import read_counts
+from harcache.stages.crop import flag_counts, read_crops
+from harcache.stages.persons.boxes import overlaps
+from harcache.stages.scoring.accuracy import confusion, hardest_pairs, in_pairs, mean_class, softmax, top
+from harcache.stages.scoring.results import Cost, Outputs, Scored, write_results
+from harcache.stages.shared.units import inputs_from, parts_of
+from harcache.stages.shared.workspace import AMFI_NETWORKS, EPAM_NETWORKS, EXTRACTION, Network, Workspace
+from harcache.stages.training.inputs import Feed, feed_of, preparation, section_of
+from harcache.stages.training.samples import (
     CHECKPOINT,
     check_skeletons,
     check_stores,
@@ -39,7 +39,7 @@ from stages.training.samples import (
     split_clips,
     training_params,
 )
-from stages.workspace import AMFI_NETWORKS, EPAM_NETWORKS, EXTRACTION, Network, Workspace
+from harcache.stages.training.trained import Trained, check_classes, load_trained, scores_of
 
 __all__ = ["detection_quality", "pck", "run", "run_own"]
 

@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from cache.annotations import read_joints, read_poses, read_positions
-from cache.clip_store import ArraySpec, ShardWriter
-from cache.sampling import stored_frames
-from pipeline.clips import Clip, fingerprint
-from pipeline.engine import Engine, Report
-from pipeline.keypoints import COCO_MIRRORED
-from pipeline.outcomes import Counts
-from pipeline.params import DatasetParams, HeatmapParams
-from pipeline.plan import Unit
-from stages.building import Inputs, Timer, inputs_from, parts_of
-from stages.stores import Cropped, StoreSpec, build_store, crops_of, write_shards
-from stages.workspace import Workspace
+from harcache.cache.annotations import read_joints, read_poses, read_positions
+from harcache.cache.clip_store import ArraySpec, ShardWriter
+from harcache.cache.sampling import stored_frames
+from harcache.pipeline.base.fingerprints import fingerprint
+from harcache.pipeline.clips import Clip
+from harcache.pipeline.params import DatasetParams, HeatmapParams
+from harcache.pipeline.skeletons.joints import COCO_MIRRORED
+from harcache.pipeline.work.engine import Engine, Report
+from harcache.pipeline.work.outcomes import Counts
+from harcache.pipeline.work.plan import Unit
+from harcache.stages.shared.store_parts import Cropped, StoreSpec, build_store, crops_of, write_shards
+from harcache.stages.shared.units import Inputs, Timer, inputs_from, parts_of
+from harcache.stages.shared.workspace import Workspace
 
 __all__ = [
     "Context",

@@ -10,19 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from pathlib import Path
 
-from pipeline.clips import Clip, write_classes, write_manifest
-from pipeline.datasets import Entry, scan
-from pipeline.engine import Engine
-from pipeline.errors import HarcacheError
-from pipeline.files import writing
-from pipeline.outcomes import Counts
-from pipeline.params import DatasetParams
-from pipeline.parts import Outcome
-from pipeline.probes import Probed, look_at, read_probes, recorder, write_probes
-from pipeline.progress import progress
-from pipeline.threads import thread_pool
-from stages.building import finish
-from stages.workspace import Workspace
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.files import writing
+from harcache.pipeline.base.progress import progress
+from harcache.pipeline.base.threads import thread_pool
+from harcache.pipeline.clips import Clip, write_classes, write_manifest
+from harcache.pipeline.datasets.registry import Entry, scan
+from harcache.pipeline.params import DatasetParams
+from harcache.pipeline.video.probes import Probed, look_at, read_probes, recorder, write_probes
+from harcache.pipeline.work.engine import Engine
+from harcache.pipeline.work.outcomes import Counts
+from harcache.pipeline.work.parts import Outcome
+from harcache.stages.shared.units import finish
+from harcache.stages.shared.workspace import Workspace
 
 __all__ = ["run"]
 
@@ -37,13 +37,13 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine, *, threads:
     the engine are not needed. Raises HarcacheError, after everything is written, when too many failed.
     """
     if params.index.layout == "poses":
-        # It loads Zarr, which looking at videos need not wait for.
-        from stages.persons.pose_clips import clips_of_poses
+        # It loads h5py, which looking at videos need not wait for.
+        from harcache.pipeline.datasets.poses import clips_of_poses
 
-        found = clips_of_poses(params)
+        clips, failed, classes = clips_of_poses(params)
+        notes = [Outcome(name, "failed", fingerprint="", reason=why) for name, why in failed]
     else:
-        found = _clips_of_videos(params, workspace, threads)
-    clips, notes, classes = found
+        clips, notes, classes = _clips_of_videos(params, workspace, threads)
     write_manifest(workspace.manifest, clips)
     write_classes(workspace.classes, classes)
     print(_described(clips, classes))

@@ -17,22 +17,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-import cache
-from cache.annotations import read_detections
-from pipeline.clips import Clip, read_classes, read_manifest
-from pipeline.errors import HarcacheError
-from pipeline.files import write_atomically
-from pipeline.outcomes import read_counts, read_failures
-from pipeline.parts import dataset_lock, read_records
-from stages import caches
-from stages.building import part_file, rate_file
-from stages.crop import Crop, flag_counts, read_crops
-from stages.pictures import template
-from stages.pictures.charts import histogram, lines
-from stages.pictures.matrix import confusion_matrix
-from stages.pictures.strips import Picture, Strips
-from stages.scoring.results import Outputs
-from stages.workspace import EXTRACTION, NETWORKS, Workspace
+from harcache import cache
+from harcache.cache.annotations import read_detections
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.files import write_atomically
+from harcache.pipeline.clips import Clip, read_classes, read_manifest
+from harcache.pipeline.work.outcomes import read_counts, read_failures
+from harcache.pipeline.work.parts import dataset_lock, read_records
+from harcache.stages.crop import Crop, flag_counts, read_crops
+from harcache.stages.pictures import template
+from harcache.stages.pictures.charts import histogram, lines
+from harcache.stages.pictures.matrix import confusion_matrix
+from harcache.stages.pictures.strips import Picture, Strips
+from harcache.stages.scoring.results import Outputs
+from harcache.stages.shared import contents as caches
+from harcache.stages.shared.units import part_file, rate_file
+from harcache.stages.shared.workspace import EXTRACTION, NETWORKS, Workspace
 
 __all__ = ["run"]
 
@@ -149,7 +149,7 @@ def _render(page: dict[str, Any]) -> bytes:
 
     style, script = "".join(map(template, _STYLES)), template("report.js")
     environment = Environment(
-        loader=PackageLoader("stages.pictures"),
+        loader=PackageLoader("harcache.stages.pictures"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -11,18 +11,19 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cache.clip_store import ArraySpec, ShardWriter
-from cache.sampling import stored_frames
-from pipeline.clips import Clip, fingerprint
-from pipeline.engine import Engine, Report
-from pipeline.errors import HarcacheError
-from pipeline.outcomes import Counts
-from pipeline.params import DatasetParams, RgbParams
-from pipeline.plan import Unit
-from pipeline.video import clip_frames
-from stages.building import Timer
-from stages.stores import Cropped, StoreSpec, build_store, crops_of, write_shards
-from stages.workspace import Workspace
+from harcache.cache.clip_store import ArraySpec, ShardWriter
+from harcache.cache.sampling import stored_frames
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.fingerprints import fingerprint
+from harcache.pipeline.clips import Clip
+from harcache.pipeline.params import DatasetParams, RgbParams
+from harcache.pipeline.video.frames import clip_frames
+from harcache.pipeline.work.engine import Engine, Report
+from harcache.pipeline.work.outcomes import Counts
+from harcache.pipeline.work.plan import Unit
+from harcache.stages.shared.store_parts import Cropped, StoreSpec, build_store, crops_of, write_shards
+from harcache.stages.shared.units import Timer
+from harcache.stages.shared.workspace import Workspace
 
 __all__ = ["Context", "array_spec", "crop_frame", "process", "run"]
 

@@ -15,19 +15,19 @@ import torch
 from lightning_fabric import Fabric, seed_everything
 from torch import nn
 
-from cache.clip_store import records_dir
-from cache.streaming import ClipDataset, ClipLoader, default_workers
-from models.agcn import AGCN
-from models.amfi_net import AMFINet, ResNet3D18
-from models.checkpoints import save_checkpoint
-from models.epam_net import EPAMNet
-from models.memory import keep_freed_memory
-from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
-from pipeline.clips import Clip, fingerprint, read_classes
-from pipeline.engine import Engine
-from pipeline.errors import HarcacheError
-from pipeline.files import file_digest
-from pipeline.params import (
+from harcache.cache.clip_store import records_dir
+from harcache.cache.streaming import ClipDataset, ClipLoader, default_workers
+from harcache.models.checkpoints import save_checkpoint
+from harcache.models.memory import keep_freed_memory
+from harcache.models.networks.agcn import AGCN
+from harcache.models.networks.amfi_net import AMFINet, ResNet3D18
+from harcache.models.networks.epam_net import EPAMNet
+from harcache.models.networks.xshiftnet import PoseXShiftNet, RGBXShiftNet
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.files import file_digest
+from harcache.pipeline.base.fingerprints import fingerprint
+from harcache.pipeline.clips import Clip, read_classes
+from harcache.pipeline.params import (
     AmfiModelParams,
     AmfiParams,
     DatasetParams,
@@ -35,13 +35,14 @@ from pipeline.params import (
     TrainParams,
     to_mapping,
 )
-from stages.training.curves import Journal
-from stages.training.feeds import Section, preparation
-from stages.training.learning import Learner, launch, loss_of, sharing
-from stages.training.networks import Trained, check_classes, load_trained
-from stages.training.resume import STATE, read_state, requeue, stopping, write_state
-from stages.training.room import check_memory
-from stages.training.samples import (
+from harcache.pipeline.work.engine import Engine
+from harcache.stages.shared.workspace import AMFI_NETWORKS, EPAM_NETWORKS, Network, Workspace
+from harcache.stages.training.curves import Journal
+from harcache.stages.training.inputs import Section, preparation
+from harcache.stages.training.learning import Learner, launch, loss_of, sharing
+from harcache.stages.training.memory_check import check_memory
+from harcache.stages.training.resume import STATE, read_state, requeue, stopping, write_state
+from harcache.stages.training.samples import (
     CHECKPOINT,
     check_stores,
     class_names,
@@ -50,7 +51,7 @@ from stages.training.samples import (
     stores_of,
     training_params,
 )
-from stages.workspace import AMFI_NETWORKS, EPAM_NETWORKS, Network, Workspace
+from harcache.stages.training.trained import Trained, check_classes, load_trained
 
 __all__ = ["BEST", "How", "Summary", "run"]
 

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+pytest_plugins = ["tests.tiny_demo"]
+
 # Before anything loads PyTorch; commands and workers inherit it. Threads that wait for cores spin on them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

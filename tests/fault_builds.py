@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from cli import main
-from models.detectors import load_detector
-from models.pose_estimators import load_pose_estimator
-from pipeline.params import load_params
-from stages import crop, detect, heatmap, index, pose, rgb
+from harcache.cli import main
+from harcache.models.detectors.registry import load_detector
+from harcache.models.estimators.registry import load_pose_estimator
+from harcache.pipeline.params import load_params
+from harcache.stages import crop, detect, heatmap, index, pose, rgb
 from tests.projects import EXTRACTION
 
 _LOADED = (crop, detect, heatmap, index, pose, rgb)

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.video import read_frames, write_video
+from harcache.pipeline.video.frames import read_frames, write_video
 
 ROOT = Path(__file__).parents[1]
 EXTRACTION = ("index", "detect", "pose", "crop", "heatmap", "rgb")

@@ -15,22 +15,22 @@ import numpy as np
 import pytest
 import torch
 
-from cache.annotations import read_detections, write_detections, write_poses
-from cache.clip_store import open_store
-from pipeline.clips import read_manifest
-from pipeline.datasets.figures import make_room, make_scene, render
-from pipeline.datasets.motion import make_look
-from pipeline.engine import Engine
-from pipeline.errors import HarcacheError
-from pipeline.outcomes import read_failures
-from pipeline.params import IndexParams
-from pipeline.video import write_video
-from stages import crop, detect, heatmap, index, pose, rgb
-from stages.persons.given_boxes import read_boxes
-from stages.persons.tracking import link_persons
-from stages.poses_io import import_poses
-from stages.workspace import Workspace
-from tests.stages.conftest import PARAMS
+from harcache.cache.annotations import read_detections, write_detections, write_poses
+from harcache.cache.clip_store import open_store
+from harcache.commands.poses import import_poses
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.clips import read_manifest
+from harcache.pipeline.datasets.figures import make_room, make_scene, render
+from harcache.pipeline.datasets.motion import make_look
+from harcache.pipeline.params import IndexParams
+from harcache.pipeline.video.frames import write_video
+from harcache.pipeline.work.engine import Engine
+from harcache.pipeline.work.outcomes import read_failures
+from harcache.stages import crop, detect, heatmap, index, pose, rgb
+from harcache.stages.persons.given_boxes import read_boxes
+from harcache.stages.persons.tracking import link_persons
+from harcache.stages.shared.workspace import Workspace
+from tests.tiny_demo import PARAMS
 
 _STAGES = {"index": index, "detect": detect, "pose": pose, "crop": crop, "heatmap": heatmap, "rgb": rgb}
 _FRAMES = 12

@@ -19,10 +19,10 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from cli import main
-from pipeline.clips import read_manifest
-from pipeline.outcomes import read_counts, read_failures
-from pipeline.video import write_video
+from harcache.cli import main
+from harcache.pipeline.clips import read_manifest
+from harcache.pipeline.video.frames import write_video
+from harcache.pipeline.work.outcomes import read_counts, read_failures
 
 _ROOT = Path(__file__).parents[1]
 _SCRIPT = Path(sys.executable).with_name("harcache")
@@ -167,7 +167,7 @@ def test_the_console_script_names_every_command() -> None:
     ],
 )
 def test_what_needs_no_network_does_not_wait_for_pytorch(arguments: str, answer: str) -> None:
-    asked = f"import sys; from cli import main; main({arguments.split()!r}, standalone_mode=False)"
+    asked = f"import sys; from harcache.cli import main; main({arguments.split()!r}, standalone_mode=False)"
     script = f"try:\n    {asked}\nexcept Exception as error:\n    print(error)\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert re.search(rf"{answer}(.|\n)*\nFalse\n$", done.stdout)

@@ -19,18 +19,18 @@ import numpy as np
 import pytest
 from distributed import Client
 
-from pipeline.clips import Clip, read_manifest
-from pipeline.datasets.demo import DemoSpec, generate_demo
-from pipeline.engine import Engine, Report
-from pipeline.errors import HarcacheError
-from pipeline.outcomes import Counts, read_failures
-from pipeline.params import DatasetParams, load_params
-from pipeline.plan import Unit
-from pipeline.video import clip_frames
-from stages import detect, index, pose, rgb
-from stages.workspace import Workspace
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.clips import Clip, read_manifest
+from harcache.pipeline.datasets.demo import DemoSpec, generate_demo
+from harcache.pipeline.params import DatasetParams, load_params
+from harcache.pipeline.video.frames import clip_frames
+from harcache.pipeline.work.engine import Engine, Report
+from harcache.pipeline.work.outcomes import Counts, read_failures
+from harcache.pipeline.work.plan import Unit
+from harcache.stages import detect, index, pose, rgb
+from harcache.stages.shared.workspace import Workspace
 from tests import projects
-from tests.stages.footage import film
+from tests.footage import film
 
 # A scheduler and workers of their own process trees, which take seconds to start.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

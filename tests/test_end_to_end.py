@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-import cache
-from pipeline.datasets.demo import DemoSpec, generate_demo
-from pipeline.engine import Engine
-from pipeline.outcomes import Counts
-from pipeline.params import load_params
-from stages import crop, detect, heatmap, index, pose, rgb
-from stages.workspace import Workspace
+from harcache import cache
+from harcache.pipeline.datasets.demo import DemoSpec, generate_demo
+from harcache.pipeline.params import load_params
+from harcache.pipeline.work.engine import Engine
+from harcache.pipeline.work.outcomes import Counts
+from harcache.stages import crop, detect, heatmap, index, pose, rgb
+from harcache.stages.shared.workspace import Workspace
 from tests import projects
 from tests.projects import EXTRACTION, run, succeeded
 

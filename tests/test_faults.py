@@ -18,8 +18,8 @@ import psutil
 import pytest
 import yaml
 
-from pipeline.datasets.demo import DemoSpec, generate_demo
-from pipeline.parts import read_records, verify_files
+from harcache.pipeline.datasets.demo import DemoSpec, generate_demo
+from harcache.pipeline.work.parts import read_records, verify_files
 from tests import projects
 from tests.projects import EXTRACTION, RECORDS
 

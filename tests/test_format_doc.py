@@ -8,10 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import cache
-from cache.clip_store import ArraySpec, IndexEntry, ShardWriter, create_store, shard_path, write_index
-from cache.codecs import decode_jpeg
-from pipeline.clips import fingerprint
+from harcache import cache
+from harcache.cache.clip_store import (
+    ArraySpec,
+    IndexEntry,
+    ShardWriter,
+    create_store,
+    shard_path,
+    write_index,
+)
+from harcache.cache.codecs import decode_jpeg
+from harcache.pipeline.base.fingerprints import fingerprint
 
 _TEXT = (Path(__file__).parents[1] / "docs" / "format.md").read_text()
 _EXAMPLES = re.findall(r"```python\n(.*?)```", _TEXT, re.DOTALL)
@@ -41,7 +48,7 @@ def store(tmp_path: Path) -> Path:
 
 def test_the_example_without_the_package_gives_the_packages_frames(store: Path, tmp_path: Path) -> None:
     example = _EXAMPLES[-1]
-    assert "import cache" not in example and "zarr" not in re.findall(
+    assert "from harcache import cache" not in example and "zarr" not in re.findall(
         r"^(?:import|from) (\w+)", example, re.M
     )
     for clip in cache.open(store).ids:

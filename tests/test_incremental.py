@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.clips import read_manifest
-from pipeline.datasets.demo import DemoSpec, generate_demo
-from pipeline.parts import read_records
+from harcache.pipeline.clips import read_manifest
+from harcache.pipeline.datasets.demo import DemoSpec, generate_demo
+from harcache.pipeline.work.parts import read_records
 from tests import projects
 from tests.projects import EXTRACTION, RECORDS, succeeded
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.datasets.figures import make_room, make_scene, render
-from pipeline.datasets.motion import make_look
-from pipeline.engine import Engine
-from pipeline.params import IndexParams, RgbParams
-from pipeline.video import write_video
-from stages import crop, detect, index, pose, rgb
-from stages.workspace import Workspace
+from harcache.pipeline.datasets.figures import make_room, make_scene, render
+from harcache.pipeline.datasets.motion import make_look
+from harcache.pipeline.params import IndexParams, RgbParams
+from harcache.pipeline.video.frames import write_video
+from harcache.pipeline.work.engine import Engine
+from harcache.stages import crop, detect, index, pose, rgb
+from harcache.stages.shared.workspace import Workspace
 from tests.projects import environment
-from tests.stages.conftest import PARAMS
+from tests.tiny_demo import PARAMS
 
 _SIZE = (1080, 1920)
 # Ten minutes at one frame in three seconds: decoded, they would be 1.2 GB.

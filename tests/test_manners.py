@@ -12,12 +12,12 @@ import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
-import cli
-from cli import main
-from pipeline.errors import HarcacheError, did_you_mean
-from pipeline.params_table import as_markdown
-from pipeline.progress import notice, progress, quietly
-from stages.verify import Problem, Verified, report
+from harcache import cli
+from harcache.cli import main
+from harcache.commands.verify import Problem, Verified, report
+from harcache.pipeline.base.errors import HarcacheError, did_you_mean
+from harcache.pipeline.base.progress import notice, progress, quietly
+from harcache.pipeline.params.table import as_markdown
 
 _ROOT = Path(__file__).parents[1]
 

@@ -11,23 +11,31 @@ import numpy as np
 import pytest
 import torch
 
-import cache
-from cache.annotations import read_poses
-from cache.sampling import stored_frames
-from models import mmcv_stub
-from models.weights import find_config
-from pipeline.clips import read_manifest
-from pipeline.datasets.demo import DemoSpec, generate_demo
-from pipeline.engine import Engine
-from pipeline.errors import HarcacheError
-from pipeline.outcomes import Counts
-from pipeline.params import DatasetParams, FramesParams, HeatmapParams, IndexParams, RgbParams, load_params
-from pipeline.video import probe, read_frames, write_video
-from stages import crop, detect, heatmap, index, pose, preview, rgb
-from stages.building import inputs_from, parts_of
-from stages.crop import read_crops
-from stages.rgb import crop_frame
-from stages.workspace import Workspace
+from harcache import cache
+from harcache.cache.annotations import read_poses
+from harcache.cache.sampling import stored_frames
+from harcache.commands import preview
+from harcache.models.pretrained import mmcv_stub
+from harcache.models.pretrained.weight_files import find_config
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.clips import read_manifest
+from harcache.pipeline.datasets.demo import DemoSpec, generate_demo
+from harcache.pipeline.params import (
+    DatasetParams,
+    FramesParams,
+    HeatmapParams,
+    IndexParams,
+    RgbParams,
+    load_params,
+)
+from harcache.pipeline.video.frames import probe, read_frames, write_video
+from harcache.pipeline.work.engine import Engine
+from harcache.pipeline.work.outcomes import Counts
+from harcache.stages import crop, detect, heatmap, index, pose, rgb
+from harcache.stages.crop import read_crops
+from harcache.stages.rgb import crop_frame
+from harcache.stages.shared.units import inputs_from, parts_of
+from harcache.stages.shared.workspace import Workspace
 
 _ROOT = Path(__file__).parents[1]
 _FILMED = _ROOT.parent / "shared" / "videos"

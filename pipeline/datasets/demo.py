@@ -16,15 +16,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipeline.clips import fingerprint
-from pipeline.datasets import figures, motion
-from pipeline.datasets.layout import Scan
-from pipeline.datasets.ntu import TRAIN_PERFORMERS, scan_ntu60
-from pipeline.errors import HarcacheError
-from pipeline.files import partial_path, write_if_changed
-from pipeline.params import IndexParams
-from pipeline.progress import progress
-from pipeline.video import write_video
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.files import partial_path, write_if_changed
+from harcache.pipeline.base.fingerprints import fingerprint
+from harcache.pipeline.base.progress import progress
+from harcache.pipeline.datasets import figures, motion
+from harcache.pipeline.datasets.layout import Scan
+from harcache.pipeline.datasets.ntu import TRAIN_PERFORMERS, scan_ntu60
+from harcache.pipeline.params import IndexParams
+from harcache.pipeline.video.frames import write_video
 
 __all__ = ["DemoSpec", "Truth", "generate_demo", "object_pairs", "read_truth", "scan_demo"]
 

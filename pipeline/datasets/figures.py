@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipeline.datasets import motion
-from pipeline.datasets.motion import (
+from harcache.pipeline.datasets import motion
+from harcache.pipeline.datasets.motion import (
     HELD,
     L_ANK,
     L_EAR,

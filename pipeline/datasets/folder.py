@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from pipeline.clips import fingerprint
-from pipeline.datasets.layout import Entry, Scan, distinct, find_videos, is_utf8
-from pipeline.errors import HarcacheError, did_you_mean
-from pipeline.params import IndexParams
+from harcache.pipeline.base.errors import HarcacheError, did_you_mean
+from harcache.pipeline.base.fingerprints import fingerprint
+from harcache.pipeline.base.folders import is_utf8
+from harcache.pipeline.datasets.layout import Entry, Scan, distinct, find_videos
+from harcache.pipeline.params import IndexParams
 
 __all__ = ["PROTOCOL", "scan_folder"]
 

@@ -3,19 +3,18 @@
 Finding files is apart from reading them, so that a layout is a few pure lines on paths and names.
 """
 
-import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from harcache.pipeline.base.folders import find_files, is_utf8
 
 __all__ = [
     "VIDEO_SUFFIXES",
     "Entry",
     "Scan",
     "distinct",
-    "find_files",
     "find_videos",
-    "is_utf8",
     "scan_names",
 ]
 
@@ -70,19 +69,6 @@ def find_videos(root: Path) -> list[str]:
     return find_files(root, VIDEO_SUFFIXES)
 
 
-def find_files(root: Path, suffixes: Collection[str]) -> list[str]:
-    """Return the files under ``root`` with such suffixes, as sorted paths relative to it, with ``/``.
-
-    Follows links to folders. Hidden files and folders don't count: they are other programs' leftovers.
-    """
-    return sorted(
-        os.path.join(folder, name)
-        for folder, names in _walk(root)
-        for name in names
-        if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
-    )
-
-
 def distinct(entries: Iterable[Entry]) -> tuple[tuple[Entry, ...], tuple[tuple[str, str], ...]]:
     """Sort by id and keep the first video of each id; the others come back as (path, why).
 
@@ -98,24 +84,3 @@ def distinct(entries: Iterable[Entry]) -> tuple[tuple[Entry, ...], tuple[tuple[s
         if first is not entry:
             left_out.append((entry.video, f"has the id {entry.id} of {first.video}; rename one of them"))
     return tuple(kept.values()), tuple(left_out)
-
-
-def is_utf8(path: str) -> bool:
-    """Tell whether a path that the system gave can be written in a table."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Give each folder, relative to ``root`` ("" for itself), and the names of its files."""
-    seen = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        # A link to a folder above would otherwise be followed without end.
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        if real not in seen:
-            yield os.path.relpath(folder, root).removeprefix("."), names
-        seen.add(real)

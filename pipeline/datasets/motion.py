@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipeline.keypoints import COCO_MIRRORED
+from harcache.pipeline.skeletons.joints import COCO_MIRRORED
 
 __all__ = ["ACTIONS", "HELD", "TWO_PERSONS", "Color", "Look", "act", "make_look", "mirror", "rgb", "vivid"]
 

@@ -8,9 +8,9 @@ from collections.abc import Collection
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from pipeline.datasets.layout import Entry, Scan, scan_names
-from pipeline.errors import HarcacheError
-from pipeline.params import IndexParams
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.datasets.layout import Entry, Scan, scan_names
+from harcache.pipeline.params import IndexParams
 
 __all__ = ["CLASSES", "TRAIN_PERFORMERS", "parse_ntu_name", "scan_ntu60", "scan_ntu120"]
 

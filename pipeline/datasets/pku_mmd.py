@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pipeline.datasets.layout import Entry, Scan, distinct, find_files, find_videos
-from pipeline.errors import HarcacheError
-from pipeline.params import IndexParams
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.folders import find_files
+from harcache.pipeline.datasets.layout import Entry, Scan, distinct, find_videos
+from harcache.pipeline.params import IndexParams
 
 __all__ = ["CLASSES", "scan_pku_mmd"]
 

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path, PurePosixPath
 
-from pipeline.datasets.layout import Entry, Scan, scan_names
-from pipeline.params import IndexParams
+from harcache.pipeline.datasets.layout import Entry, Scan, scan_names
+from harcache.pipeline.params import IndexParams
 
 __all__ = ["CLASSES", "PROTOCOL", "scan_utd_mhad"]
 

@@ -12,15 +12,15 @@ from typing import TypeVar
 
 import numpy as np
 
-from models.batching import Network, Usage, extract
-from pipeline.clips import Clip
-from pipeline.engine import Report
-from pipeline.errors import HarcacheError
-from pipeline.params import DetectParams, PoseParams
-from pipeline.plan import Unit
-from pipeline.video import clip_frames
-from stages.building import AHEAD, Timer, build_table_part
-from stages.workspace import choose_device
+from harcache.models.pretrained.batching import Network, Usage, extract
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.clips import Clip
+from harcache.pipeline.params import DetectParams, PoseParams
+from harcache.pipeline.video.frames import clip_frames
+from harcache.pipeline.work.engine import Report
+from harcache.pipeline.work.plan import Unit
+from harcache.stages.shared.units import AHEAD, Timer, build_table_part
+from harcache.stages.shared.workspace import choose_device
 
 __all__ = ["Context", "extract_part", "extract_video"]
 
@@ -122,9 +122,9 @@ def _network(
 ) -> Network:
     # One network a process, which may outlive the command: loading it costs more than a unit's work.
     if isinstance(params, DetectParams):
-        from models.detectors import load_detector
+        from harcache.models.detectors.registry import load_detector
 
         return load_detector(params, weights_dir, choose_device(device))
-    from models.pose_estimators import load_pose_estimator
+    from harcache.models.estimators.registry import load_pose_estimator
 
     return load_pose_estimator(params, weights_dir, choose_device(device))

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cache.annotations import write_detections
-from pipeline.clips import Clip, fingerprint, read_manifest
-from pipeline.engine import Engine, Report
-from pipeline.errors import HarcacheError, did_you_mean
-from pipeline.files import file_digest
-from pipeline.outcomes import Counts
-from pipeline.params import GivenBoxesParams
-from pipeline.plan import Unit, Wanted
-from stages.building import Parts, Timer, build_parts, build_table_part, ended, finish
-from stages.workspace import Workspace
+from harcache.cache.annotations import write_detections
+from harcache.pipeline.base.errors import HarcacheError, did_you_mean
+from harcache.pipeline.base.files import file_digest
+from harcache.pipeline.base.fingerprints import fingerprint
+from harcache.pipeline.clips import Clip, read_manifest
+from harcache.pipeline.params import GivenBoxesParams
+from harcache.pipeline.work.engine import Engine, Report
+from harcache.pipeline.work.outcomes import Counts
+from harcache.pipeline.work.plan import Unit, Wanted
+from harcache.stages.shared.units import Parts, Timer, build_parts, build_table_part, ended, finish
+from harcache.stages.shared.workspace import Workspace
 
 if TYPE_CHECKING:
     import pandas as pd

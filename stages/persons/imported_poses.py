@@ -11,17 +11,18 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from cache.annotations import write_detections, write_poses
-from cache.imported_poses import ImportedPoses
-from pipeline.clips import Clip, fingerprint, read_manifest
-from pipeline.engine import Engine, Report
-from pipeline.errors import HarcacheError
-from pipeline.kinect import find_skeletons, read_missing, read_skeletons
-from pipeline.outcomes import Counts
-from pipeline.params import ImportedPoseParams, KinectPoseParams
-from pipeline.plan import Unit, Wanted
-from pipeline.progress import notice
-from stages.building import (
+from harcache.cache.annotations import write_detections, write_poses
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.fingerprints import fingerprint
+from harcache.pipeline.base.progress import notice
+from harcache.pipeline.clips import Clip, read_manifest
+from harcache.pipeline.params import ImportedPoseParams, KinectPoseParams
+from harcache.pipeline.skeletons.imported import ImportedPoses
+from harcache.pipeline.skeletons.kinect import find_skeletons, read_missing, read_skeletons
+from harcache.pipeline.work.engine import Engine, Report
+from harcache.pipeline.work.outcomes import Counts
+from harcache.pipeline.work.plan import Unit, Wanted
+from harcache.stages.shared.units import (
     Parts,
     SkipError,
     Timer,
@@ -31,7 +32,7 @@ from stages.building import (
     finish,
     inputs_from,
 )
-from stages.workspace import Workspace
+from harcache.stages.shared.workspace import Workspace
 
 __all__ = ["Context", "process", "process_without_boxes", "run", "run_without_detector"]
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.errors import HarcacheError
-from stages.persons.boxes import overlaps
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.stages.persons.boxes import overlaps
 
 __all__ = ["LINKING", "link_persons"]
 

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 from markupsafe import Markup
 
-from stages.pictures.svg import add, as_markup, write
+from harcache.stages.pictures.svg import add, as_markup, write
 
 __all__ = ["histogram", "lines"]
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from pipeline.keypoints import COCO_LIMBS
+from harcache.pipeline.skeletons.joints import COCO_LIMBS
 
 __all__ = [
     "BOX",

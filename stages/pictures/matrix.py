@@ -12,8 +12,8 @@ from xml.etree.ElementTree import Element
 import numpy as np
 from markupsafe import Markup
 
-from stages.pictures import template
-from stages.pictures.svg import add, as_markup, write
+from harcache.stages.pictures import template
+from harcache.stages.pictures.svg import add, as_markup, write
 
 __all__ = ["confusion_matrix"]
 

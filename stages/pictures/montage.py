@@ -1,6 +1,6 @@
 """A clip's frames, crops, heatmaps and attention side by side, as one picture and as a short video.
 
-Only drawing: `stages.preview` reads what is drawn. A row or panel of what is not there is left out.
+Only drawing: `commands.preview` reads what is drawn. A row or panel of what is not there is left out.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from stages.pictures.drawing import (
+from harcache.stages.pictures.drawing import (
     BOX,
     COLOURS,
     LEFT,

@@ -13,10 +13,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline.progress import Progress
-from pipeline.video import Probe, read_frames, write_video
-from stages.chain import Sampled, counted
-from stages.pictures.drawing import COLOURS, WHITE, draw_box, draw_skeleton, even, lit, with_text
+from harcache.pipeline.base.progress import Progress
+from harcache.pipeline.video.frames import Probe, read_frames, write_video
+from harcache.stages.pictures.drawing import COLOURS, WHITE, draw_box, draw_skeleton, even, lit, with_text
+from harcache.stages.shared.single_video import Sampled, counted
 
 __all__ = ["OVERLAYS", "Shown", "write_overlay"]
 

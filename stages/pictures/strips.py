@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 import simplejpeg
 
-import cache
-from pipeline.clips import Clip
-from pipeline.errors import HarcacheError
-from pipeline.video import read_frames
+from harcache import cache
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.clips import Clip
+from harcache.pipeline.video.frames import read_frames
 
 __all__ = ["Picture", "Strips"]
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.clips import Clip
-from pipeline.files import write_atomically
-from stages.pictures.matrix import confusion_matrix
-from stages.scoring.accuracy import confusion, hardest_pairs, per_class
-from stages.workspace import Workspace
+from harcache.pipeline.base.files import write_atomically
+from harcache.pipeline.clips import Clip
+from harcache.stages.pictures.matrix import confusion_matrix
+from harcache.stages.scoring.accuracy import confusion, hardest_pairs, per_class
+from harcache.stages.shared.workspace import Workspace
 
 __all__ = ["Cost", "Outputs", "Scored", "write_results"]
 

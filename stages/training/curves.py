@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import HarcacheError
-from pipeline.files import write_atomically
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.files import write_atomically
 
 __all__ = ["Curves", "Journal"]
 

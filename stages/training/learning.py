@@ -19,17 +19,17 @@ from lightning_fabric.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cache.streaming import Batch, ClipLoader
-from cache.waiting import Waits
-from models import compiling
-from models.amfi_net import amfi_loss
-from models.batch_norm import synchronise
-from pipeline.errors import HarcacheError
-from pipeline.params import FusionRecipeParams, RecipeParams
-from pipeline.progress import progress
-from stages.training.curves import Curves
-from stages.training.networks import outputs_of
-from stages.training.resume import Signals
+from harcache.cache.input_wait import Waits
+from harcache.cache.streaming import Batch, ClipLoader
+from harcache.models import compiling
+from harcache.models.networks.amfi_net import amfi_loss
+from harcache.models.networks.batch_norm import synchronise
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.progress import progress
+from harcache.pipeline.params import FusionRecipeParams, RecipeParams
+from harcache.stages.training.curves import Curves
+from harcache.stages.training.resume import Signals
+from harcache.stages.training.trained import outputs_of
 
 __all__ = ["Learner", "launch", "loss_of", "processes", "sharing"]
 

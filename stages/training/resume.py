@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import HarcacheError
-from pipeline.files import write_atomically
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.files import write_atomically
 
 __all__ = ["STATE", "Signals", "read_state", "requeue", "stopping", "write_state"]
 

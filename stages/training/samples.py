@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cache
-from cache.streaming import ClipDataset
-from pipeline.clips import Clip, read_classes, read_manifest
-from pipeline.errors import HarcacheError, did_you_mean
-from pipeline.params import DatasetParams, RecipeParams
-from pipeline.progress import notice
-from stages import heatmap as heatmap_stage
-from stages import rgb as rgb_stage
-from stages.crop import read_crops
-from stages.training.feeds import Feed, Section, feed_of, section_of
-from stages.workspace import EPAM_NETWORKS, Network, Workspace
+from harcache import cache
+from harcache.cache.streaming import ClipDataset
+from harcache.pipeline.base.errors import HarcacheError, did_you_mean
+from harcache.pipeline.base.progress import notice
+from harcache.pipeline.clips import Clip, read_classes, read_manifest
+from harcache.pipeline.params import DatasetParams, RecipeParams
+from harcache.stages import heatmap as heatmap_stage
+from harcache.stages import rgb as rgb_stage
+from harcache.stages.crop import read_crops
+from harcache.stages.shared.workspace import EPAM_NETWORKS, Network, Workspace
+from harcache.stages.training.inputs import Feed, Section, feed_of, section_of
 
 __all__ = [
     "CHECKPOINT",

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from benchmarks import extract
-from benchmarks.timing import write_results
+from harcache.benchmarks import extract
+from harcache.benchmarks.timing import write_results
 
 
 # HRNet-W32 on a CPU takes about half a second a person.

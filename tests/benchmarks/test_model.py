@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.model import as_table, measure, time_training
+from harcache.benchmarks.model import as_table, measure, time_training
 
 # Slow: memory is measured in processes of its own, which load PyTorch.
 pytestmark = pytest.mark.slow

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import scale
-from pipeline.errors import HarcacheError
+from harcache.benchmarks import scale
+from harcache.pipeline.base.errors import HarcacheError
 
 
 # Fresh processes for each figure, and DVC three times.

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from benchmarks.timing import side_by_side, write_results
+from harcache.benchmarks.timing import side_by_side, write_results
 
 
 def test_rivals_take_turns_and_warm_up_does_not_count() -> None:

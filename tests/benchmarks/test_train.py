@@ -4,8 +4,8 @@ import json
 
 from torch import Tensor, nn
 
-from benchmarks.timing import write_results
-from benchmarks.train import as_table, measure
+from harcache.benchmarks.timing import write_results
+from harcache.benchmarks.train import as_table, measure
 
 
 class _Small(nn.Module):

@@ -1,6 +1,6 @@
 """The benchmark of handing out work runs, at a size that says little."""
 
-from benchmarks import units
+from harcache.benchmarks import units
 
 
 def test_units_that_do_nothing_are_timed_and_the_memory_of_the_client_measured() -> None:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cache.annotations import read_detections, read_poses, write_detections, write_poses
-from cache.errors import CacheError
+from harcache.cache.annotations import read_detections, read_poses, write_detections, write_poses
+from harcache.cache.errors import CacheError
 
 _RNG = np.random.default_rng(0)
 _IDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)

@@ -13,8 +13,8 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import cache
-from cache.clip_store import (
+from harcache import cache
+from harcache.cache.clip_store import (
     ArraySpec,
     IndexEntry,
     ShardWriter,
@@ -26,7 +26,7 @@ from cache.clip_store import (
     shard_path,
     write_index,
 )
-from cache.errors import CacheError, StaleStoreError
+from harcache.cache.errors import CacheError, StaleStoreError
 
 _SHARD_ROWS = 8
 _SPECS = {

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import zarr
 
-from cache.codecs import JpegCodec, decode_jpeg, encode_jpeg
-from cache.errors import CacheError
+from harcache.cache.codecs import JpegCodec, decode_jpeg, encode_jpeg
+from harcache.cache.errors import CacheError
 
 
 def _frame(height: int = 24, width: int = 40, shift: int = 0) -> np.ndarray:

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache.heatmaps import draw_heatmaps
-from stages import heatmap as cached
+from harcache.cache.heatmaps import draw_heatmaps
+from harcache.stages import heatmap as cached
 
 _GREY = 1 / 255
 

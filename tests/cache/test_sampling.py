@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.sampling import (
+from harcache.cache.sampling import (
     clip_keys,
     clip_rng,
     draw_chances,
@@ -20,7 +20,7 @@ from cache.sampling import (
     uniform_sample_test,
     uniform_sample_train,
 )
-from pipeline.errors import HarcacheError
+from harcache.pipeline.base.errors import HarcacheError
 
 frames = st.integers(1, 3000)
 

@@ -11,11 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
-import cache.shard_reader as shard_reader
-from cache.clip_store import ArraySpec, IndexEntry, ShardWriter, create_store, shard_path, write_index
-from cache.codecs import JpegCodec
-from cache.errors import CacheError
-from cache.shard_reader import ShardReader
+from harcache.cache import shard_reader
+from harcache.cache.clip_store import (
+    ArraySpec,
+    IndexEntry,
+    ShardWriter,
+    create_store,
+    shard_path,
+    write_index,
+)
+from harcache.cache.codecs import JpegCodec
+from harcache.cache.errors import CacheError
+from harcache.cache.shard_reader import ShardReader
 
 _DIRECT = {
     "jpeg": (JpegCodec(90), [Crc32cCodec()]),

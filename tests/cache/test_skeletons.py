@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from cache.skeletons import prepare_skeletons
-from models.agcn import GRAPHS
-from pipeline.keypoints import COCO_MIRRORED, NTU_MIRRORED
+from harcache.cache.skeletons import prepare_skeletons
+from harcache.models.networks.agcn import GRAPHS
+from harcache.pipeline.skeletons.joints import COCO_MIRRORED, NTU_MIRRORED
 
 HIP, SPINE, LEFT_SHOULDER, RIGHT_SHOULDER, LEFT_HAND, RIGHT_HAND = 0, 1, 4, 8, 7, 11
 

@@ -17,8 +17,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cache import streaming
-from cache.clip_store import (
+from harcache.cache import streaming
+from harcache.cache.clip_store import (
     ArraySpec,
     IndexEntry,
     ShardWriter,
@@ -27,11 +27,11 @@ from cache.clip_store import (
     shard_path,
     write_index,
 )
-from cache.heatmaps import draw_heatmaps
-from cache.sampling import uniform_sample_test
-from cache.skeletons import prepare_skeletons
-from cache.streaming import ClipDataset, ClipLoader, constant, prepare
-from pipeline.errors import HarcacheError
+from harcache.cache.heatmaps import draw_heatmaps
+from harcache.cache.sampling import uniform_sample_test
+from harcache.cache.skeletons import prepare_skeletons
+from harcache.cache.streaming import ClipDataset, ClipLoader, constant, prepare
+from harcache.pipeline.base.errors import HarcacheError
 
 LENGTHS = [5, 48, 70, 120, 30, 96, 200, 12, 60, 51, 49]
 CLIPS = [(f"clip{i}", i % 3) for i in range(len(LENGTHS))]
@@ -92,8 +92,8 @@ def _run_program(stores, program, clips=CLIPS, batch_size=2):
     text = f"""
 import os, time
 from pathlib import Path
-import cache
-from cache.streaming import ClipDataset, ClipLoader
+from harcache import cache
+from harcache.cache.streaming import ClipDataset, ClipLoader
 stores = {{name: cache.open(path) for name, path in {given!r}.items()}}
 loader = ClipLoader(ClipDataset({clips!r}, **stores, train=True), {batch_size})
 """

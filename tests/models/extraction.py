@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from models.batching import Network, extract
-from pipeline.errors import HarcacheError
+from harcache.models.pretrained.batching import Network, extract
+from harcache.pipeline.base.errors import HarcacheError
 
 
 def detect(detector: Network, frames: Sequence[np.ndarray]) -> list[np.ndarray]:

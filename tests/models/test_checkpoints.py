@@ -5,9 +5,9 @@ import resource
 import pytest
 import torch
 
-from benchmarks.conv3d import EPAMNet3d
-from models import checkpoints
-from models.checkpoints import (
+from harcache.benchmarks.conv3d import EPAMNet3d
+from harcache.models import checkpoints
+from harcache.models.checkpoints import (
     build_network,
     import_released_checkpoint,
     load_any_network,
@@ -16,9 +16,9 @@ from models.checkpoints import (
     load_released_checkpoint,
     save_checkpoint,
 )
-from models.epam_net import EPAMNet
-from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
-from pipeline.errors import HarcacheError
+from harcache.models.networks.epam_net import EPAMNet
+from harcache.models.networks.xshiftnet import PoseXShiftNet, RGBXShiftNet
+from harcache.pipeline.base.errors import HarcacheError
 from tests.models.wild_weights import wild
 
 SMALL = {"num_classes": 4, "width": 8, "rgb_blocks": (1, 1), "pose_blocks": (1,)}

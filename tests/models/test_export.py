@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from models.amfi_net import AMFINet
-from models.checkpoints import Checkpoint, save_checkpoint
-from models.epam_net import EPAMNet
-from models.export import _trained_sizes, export_checkpoint
-from models.summary import input_shapes
-from models.xshiftnet import RGBXShiftNet
-from pipeline.errors import HarcacheError
-from pipeline.params import (
+from harcache.models.checkpoints import Checkpoint, save_checkpoint
+from harcache.models.export import _trained_sizes, export_checkpoint
+from harcache.models.networks.amfi_net import AMFINet
+from harcache.models.networks.epam_net import EPAMNet
+from harcache.models.networks.xshiftnet import RGBXShiftNet
+from harcache.models.summary import input_shapes
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.params import (
     AmfiModelParams,
     AmfiParams,
     AmfiSampleParams,
@@ -23,7 +23,7 @@ from pipeline.params import (
     to_mapping,
 )
 from tests.models.wild_weights import wild
-from tests.stages.conftest import PARAMS
+from tests.tiny_demo import PARAMS
 
 SIZES = {"rgb": (4, 32, 32), "heatmaps": (8, 8, 8), "skeletons": (8, 17, 2)}
 TAKEN = {"epam": ["rgb", "heatmaps"], "rgb": ["rgb"], "amfi": ["rgb", "skeletons"]}

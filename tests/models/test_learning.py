@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.epam_net import EPAMNet
-from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
-from pipeline.datasets import figures, motion
-from stages.crop import global_box
-from stages.heatmap import draw_heatmaps
+from harcache.models.networks.epam_net import EPAMNet
+from harcache.models.networks.xshiftnet import PoseXShiftNet, RGBXShiftNet
+from harcache.pipeline.datasets import figures, motion
+from harcache.stages.crop import global_box
+from harcache.stages.heatmap import draw_heatmaps
 from tests.models.wild_weights import wild
 
 CLIPS, CLASSES = 16, 4

@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import resource
-from models.memory import keep_freed_memory
+from harcache.models.memory import keep_freed_memory
 {setting}
 def faults():
     # More than the 32 MiB above which glibc always maps and unmaps.

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from models.checkpoints import NETWORKS, build_network
-from models.summary import as_table, input_shapes, summarise
+from harcache.models.checkpoints import NETWORKS, build_network
+from harcache.models.summary import as_table, input_shapes, summarise
 
 
 @pytest.fixture(scope="module")

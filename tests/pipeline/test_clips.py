@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clips import Clip, fingerprint, read_classes, read_manifest, write_classes, write_manifest
-from pipeline.errors import HarcacheError
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.fingerprints import fingerprint
+from harcache.pipeline.clips import Clip, read_classes, read_manifest, write_classes, write_manifest
 
 CLIP = Clip(
     id="S001C001P001R001A001",

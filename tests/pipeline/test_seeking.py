@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks.timing import side_by_side
-from pipeline import video
-from pipeline.video import VideoError, probe, read_frames
+from harcache.benchmarks.timing import side_by_side
+from harcache.pipeline.video import frames as video
+from harcache.pipeline.video.frames import VideoError, probe, read_frames
 
 _FRAMES = 90
 _H264 = {"x264-params": "scenecut=0:b-adapt=0:bframes=3:keyint=20"}

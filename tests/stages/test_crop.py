@@ -10,18 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cache.annotations import write_poses
-from pipeline.clips import Clip, read_manifest, write_manifest
-from pipeline.datasets.demo import read_truth
-from pipeline.engine import Engine
-from pipeline.errors import HarcacheError
-from pipeline.outcomes import Counts, read_failures, write_counts
-from pipeline.params import DatasetParams
-from pipeline.parts import Outcome, publish
-from stages import crop
-from stages.crop import Crop, flag_counts, global_box, read_crops
-from stages.quality import Quality
-from stages.workspace import Workspace
+from harcache.cache.annotations import write_poses
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.clips import Clip, read_manifest, write_manifest
+from harcache.pipeline.datasets.demo import read_truth
+from harcache.pipeline.params import DatasetParams
+from harcache.pipeline.work.engine import Engine
+from harcache.pipeline.work.outcomes import Counts, read_failures, write_counts
+from harcache.pipeline.work.parts import Outcome, publish
+from harcache.stages import crop
+from harcache.stages.crop import Crop, flag_counts, global_box, read_crops
+from harcache.stages.shared.quality import Quality
+from harcache.stages.shared.workspace import Workspace
 
 _HEADER = "id,x1,y1,x2,y2,source,fingerprint\n"
 _ROW = "a,1,-2,30,40,persons,ff\n"

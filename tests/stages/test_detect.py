@@ -9,19 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache.annotations import read_detections
-from models.weights import find_weights
-from pipeline.clips import read_manifest, write_manifest
-from pipeline.datasets.demo import read_truth
-from pipeline.engine import Engine
-from pipeline.errors import HarcacheError
-from pipeline.outcomes import Counts, read_failures
-from pipeline.params import DatasetParams
-from stages import detect
-from stages.building import part_file
-from stages.detect import between
-from stages.evaluate import detection_quality
-from stages.workspace import Workspace
+from harcache.cache.annotations import read_detections
+from harcache.models.pretrained.weight_files import find_weights
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.clips import read_manifest, write_manifest
+from harcache.pipeline.datasets.demo import read_truth
+from harcache.pipeline.params import DatasetParams
+from harcache.pipeline.work.engine import Engine
+from harcache.pipeline.work.outcomes import Counts, read_failures
+from harcache.stages import detect
+from harcache.stages.detect import between
+from harcache.stages.evaluate import detection_quality
+from harcache.stages.shared.units import part_file
+from harcache.stages.shared.workspace import Workspace
 
 
 def test_the_demos_figures_are_found(demo: Workspace) -> None:

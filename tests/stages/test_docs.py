@@ -26,13 +26,13 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 
-from cli import main
-from models.epam_net import EPAMNet
-from pipeline.params import load_params, to_mapping
-from pipeline.video import read_frames, write_video
-from stages.workspace import Workspace
+from harcache.cli import main
+from harcache.models.networks.epam_net import EPAMNet
+from harcache.pipeline.params import load_params, to_mapping
+from harcache.pipeline.video.frames import read_frames, write_video
+from harcache.stages.shared.workspace import Workspace
 from tests import projects
-from tests.stages.conftest import PARAMS, copy_of
+from tests.tiny_demo import PARAMS, copy_of
 
 _ROOT = Path(__file__).parents[2]
 _PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (_ROOT / "docs").glob("*.md")))

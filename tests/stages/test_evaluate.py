@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from cache.streaming import ClipLoader
-from models.checkpoints import load_checkpoint, load_network, save_checkpoint
-from models.xshiftnet import PoseXShiftNet
-from pipeline.clips import read_classes, read_manifest, write_manifest
-from pipeline.engine import Engine
-from pipeline.errors import HarcacheError
-from pipeline.params import DatasetParams, EvaluateParams
-from stages import evaluate
-from stages.evaluate import detection_quality, pck
-from stages.quality import FLAGS
-from stages.scoring.accuracy import in_pairs
-from stages.training.feeds import preparation
-from stages.training.samples import CHECKPOINT, make_dataset, split_clips
-from stages.workspace import Workspace
+from harcache.cache.streaming import ClipLoader
+from harcache.models.checkpoints import load_checkpoint, load_network, save_checkpoint
+from harcache.models.networks.xshiftnet import PoseXShiftNet
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.clips import read_classes, read_manifest, write_manifest
+from harcache.pipeline.params import DatasetParams, EvaluateParams
+from harcache.pipeline.work.engine import Engine
+from harcache.stages import evaluate
+from harcache.stages.evaluate import detection_quality, pck
+from harcache.stages.scoring.accuracy import in_pairs
+from harcache.stages.shared.quality import FLAGS
+from harcache.stages.shared.workspace import Workspace
+from harcache.stages.training.inputs import preparation
+from harcache.stages.training.samples import CHECKPOINT, make_dataset, split_clips
 from tests.projects import digests
 
 _ACCURACY = {"top5", "mean_class", "parameters", "multiply_adds", "test"}

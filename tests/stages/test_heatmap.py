@@ -10,20 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import cache
-from cache.annotations import read_poses
-from cache.clip_store import records_dir
-from cache.errors import CacheError
-from pipeline.clips import read_manifest
-from pipeline.engine import Engine
-from pipeline.errors import HarcacheError
-from pipeline.outcomes import Counts
-from pipeline.params import DatasetParams, FramesParams, HeatmapParams
-from stages import heatmap
-from stages.building import part_file
-from stages.crop import read_crops
-from stages.heatmap import draw_heatmaps
-from stages.workspace import Workspace
+from harcache import cache
+from harcache.cache.annotations import read_poses
+from harcache.cache.clip_store import records_dir
+from harcache.cache.errors import CacheError
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.clips import read_manifest
+from harcache.pipeline.params import DatasetParams, FramesParams, HeatmapParams
+from harcache.pipeline.work.engine import Engine
+from harcache.pipeline.work.outcomes import Counts
+from harcache.stages import heatmap
+from harcache.stages.crop import read_crops
+from harcache.stages.heatmap import draw_heatmaps
+from harcache.stages.shared.units import part_file
+from harcache.stages.shared.workspace import Workspace
 
 _HALF_A_GREY_LEVEL = 0.5 / 255
 _SIZE = 32  # of the tiny demo's maps

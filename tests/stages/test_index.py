@@ -6,12 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import probes
-from pipeline.clips import read_classes, read_manifest
-from pipeline.engine import Engine
-from pipeline.errors import HarcacheError
-from pipeline.outcomes import Counts, read_counts, read_failures
-from pipeline.params import (
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.clips import read_classes, read_manifest
+from harcache.pipeline.params import (
     CropParams,
     DatasetParams,
     DetectParams,
@@ -21,9 +18,12 @@ from pipeline.params import (
     PoseParams,
     RgbParams,
 )
-from pipeline.video import write_video
-from stages import index
-from stages.workspace import Workspace
+from harcache.pipeline.video import probes
+from harcache.pipeline.video.frames import write_video
+from harcache.pipeline.work.engine import Engine
+from harcache.pipeline.work.outcomes import Counts, read_counts, read_failures
+from harcache.stages import index
+from harcache.stages.shared.workspace import Workspace
 
 _REAL_VIDEOS = Path(__file__).parents[2].parent / "shared" / "videos"
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.pictures.charts import histogram
-from stages.pictures.drawing import COLOURS, WHITE
-from stages.pictures.matrix import confusion_matrix
+from harcache.stages.pictures.charts import histogram
+from harcache.stages.pictures.drawing import COLOURS, WHITE
+from harcache.stages.pictures.matrix import confusion_matrix
 
 _STYLE = (Path(__file__).parents[2] / "stages" / "pictures" / "templates" / "colours.css").read_text()
 # Machado, Oliveira and Fernandes 2009, severity 1: what is left of linear red, green and blue.

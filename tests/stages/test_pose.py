@@ -5,19 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cache.annotations import read_detections, read_poses, write_detections
-from pipeline.clips import read_manifest, write_manifest
-from pipeline.datasets.demo import read_truth
-from pipeline.engine import Engine
-from pipeline.errors import HarcacheError
-from pipeline.outcomes import Counts
-from pipeline.params import DatasetParams
-from pipeline.parts import Outcome, publish, read_records
-from stages import pose
-from stages.building import part_file
-from stages.evaluate import pck
-from stages.persons.tracking import link_persons
-from stages.workspace import Workspace
+from harcache.cache.annotations import read_detections, read_poses, write_detections
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.clips import read_manifest, write_manifest
+from harcache.pipeline.datasets.demo import read_truth
+from harcache.pipeline.params import DatasetParams
+from harcache.pipeline.work.engine import Engine
+from harcache.pipeline.work.outcomes import Counts
+from harcache.pipeline.work.parts import Outcome, publish, read_records
+from harcache.stages import pose
+from harcache.stages.evaluate import pck
+from harcache.stages.persons.tracking import link_persons
+from harcache.stages.shared.units import part_file
+from harcache.stages.shared.workspace import Workspace
 
 
 def test_the_demos_poses_are_near_the_truth(demo: Workspace) -> None:

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.clips import read_classes, read_manifest, write_classes
-from pipeline.errors import HarcacheError
-from pipeline.outcomes import Counts, write_counts, write_failures
-from pipeline.parts import Outcome
-from stages import report
-from stages.pictures.matrix import confusion_matrix
-from stages.scoring.results import Cost, Outputs, Scored, write_results
-from stages.training.curves import Curves
-from stages.workspace import Workspace
-from tests.stages.conftest import copy_of
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.clips import read_classes, read_manifest, write_classes
+from harcache.pipeline.work.outcomes import Counts, write_counts, write_failures
+from harcache.pipeline.work.parts import Outcome
+from harcache.stages import report
+from harcache.stages.pictures.matrix import confusion_matrix
+from harcache.stages.scoring.results import Cost, Outputs, Scored, write_results
+from harcache.stages.shared.workspace import Workspace
+from harcache.stages.training.curves import Curves
+from tests.tiny_demo import copy_of
 
 _HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"><b>&amp;"
 _SECTIONS = ("dataset", "failures", "storage", "quality", "training", "accuracy", "worst", "random")

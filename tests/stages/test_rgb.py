@@ -10,20 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cache
-from cache.annotations import read_poses
-from cache.errors import CacheError
-from pipeline.clips import read_manifest
-from pipeline.engine import Engine
-from pipeline.errors import HarcacheError
-from pipeline.outcomes import Counts, read_failures
-from pipeline.params import DatasetParams, FramesParams, IndexParams, RgbParams
-from pipeline.video import read_frames, write_video
-from stages import heatmap, index, rgb
-from stages.building import part_file
-from stages.crop import read_crops
-from stages.rgb import crop_frame
-from stages.workspace import Workspace
+from harcache import cache
+from harcache.cache.annotations import read_poses
+from harcache.cache.errors import CacheError
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.clips import read_manifest
+from harcache.pipeline.params import DatasetParams, FramesParams, IndexParams, RgbParams
+from harcache.pipeline.video.frames import read_frames, write_video
+from harcache.pipeline.work.engine import Engine
+from harcache.pipeline.work.outcomes import Counts, read_failures
+from harcache.stages import heatmap, index, rgb
+from harcache.stages.crop import read_crops
+from harcache.stages.rgb import crop_frame
+from harcache.stages.shared.units import part_file
+from harcache.stages.shared.workspace import Workspace
 
 _HEADER = "id,x1,y1,x2,y2,source,fingerprint\n"
 

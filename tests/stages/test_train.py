@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from cache.errors import CacheError
-from cache.streaming import ClipLoader
-from models.checkpoints import load_checkpoint, load_network
-from models.epam_net import EPAMNet
-from models.xshiftnet import PoseXShiftNet, RGBXShiftNet
-from pipeline.clips import read_manifest, write_manifest
-from pipeline.engine import Engine
-from pipeline.errors import HarcacheError
-from pipeline.params import DatasetParams, IndexParams, from_mapping, to_mapping
-from stages import index, train
-from stages.training.feeds import preparation
-from stages.training.networks import _KINDS
-from stages.training.samples import CHECKPOINT, make_dataset, split_clips
-from stages.workspace import EPAM_NETWORKS, NETWORKS, Network, Workspace
+from harcache.cache.errors import CacheError
+from harcache.cache.streaming import ClipLoader
+from harcache.models.checkpoints import load_checkpoint, load_network
+from harcache.models.networks.epam_net import EPAMNet
+from harcache.models.networks.xshiftnet import PoseXShiftNet, RGBXShiftNet
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.clips import read_manifest, write_manifest
+from harcache.pipeline.params import DatasetParams, IndexParams, from_mapping, to_mapping
+from harcache.pipeline.work.engine import Engine
+from harcache.stages import index, train
+from harcache.stages.shared.workspace import EPAM_NETWORKS, NETWORKS, Network, Workspace
+from harcache.stages.training.inputs import preparation
+from harcache.stages.training.samples import CHECKPOINT, make_dataset, split_clips
+from harcache.stages.training.trained import _KINDS
 
 
 def _run(network: Network, params: DatasetParams, workspace: Workspace) -> None:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.datasets import figures, motion, scan
-from pipeline.datasets.demo import (
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.datasets import figures, motion
+from harcache.pipeline.datasets.demo import (
     DemoSpec,
     _clips,
     _DemoClip,
@@ -22,9 +23,9 @@ from pipeline.datasets.demo import (
     object_pairs,
     read_truth,
 )
-from pipeline.errors import HarcacheError
-from pipeline.params import IndexParams
-from pipeline.video import probe, read_frames
+from harcache.pipeline.datasets.registry import scan
+from harcache.pipeline.params import IndexParams
+from harcache.pipeline.video.frames import probe, read_frames
 
 _SMALL = DemoSpec(seed=2, performers=(1, 2), cameras=1, actions=(5, 11))
 _TAKES = st.builds(

@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clips import Clip
-from pipeline.datasets import Scan, scan
-from pipeline.datasets.folder import _ids_of, scan_folder
-from pipeline.datasets.layout import VIDEO_SUFFIXES
-from pipeline.errors import HarcacheError
-from pipeline.params import IndexParams
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.clips import Clip
+from harcache.pipeline.datasets.folder import _ids_of, scan_folder
+from harcache.pipeline.datasets.layout import VIDEO_SUFFIXES
+from harcache.pipeline.datasets.registry import Scan, scan
+from harcache.pipeline.params import IndexParams
 
 
 def _touch(root: Path, *names: str) -> None:

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.datasets import Scan, scan
-from pipeline.datasets.ntu import CLASSES, TRAIN_PERFORMERS, parse_ntu_name
-from pipeline.errors import HarcacheError
-from pipeline.params import IndexParams
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.datasets.ntu import CLASSES, TRAIN_PERFORMERS, parse_ntu_name
+from harcache.pipeline.datasets.registry import Scan, scan
+from harcache.pipeline.params import IndexParams
 
 
 def _scan(root: Path, layout: str, *names: str) -> Scan:

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.datasets import Entry, Scan, scan
-from pipeline.datasets.pku_mmd import CLASSES
-from pipeline.errors import HarcacheError
-from pipeline.params import IndexParams
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.datasets.pku_mmd import CLASSES
+from harcache.pipeline.datasets.registry import Entry, Scan, scan
+from harcache.pipeline.params import IndexParams
 
 _SPLIT = "Training videos: \n0002-L, 0003-M, \nValidataion videos: \n0004-R, \n"
 

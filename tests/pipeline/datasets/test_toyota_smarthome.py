@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.datasets import Scan, scan
-from pipeline.datasets.toyota_smarthome import CLASSES, _entry_of
-from pipeline.params import IndexParams
+from harcache.pipeline.datasets.registry import Scan, scan
+from harcache.pipeline.datasets.toyota_smarthome import CLASSES, _entry_of
+from harcache.pipeline.params import IndexParams
 
 _LISTS = Path(__file__).parents[3].parent / "shared" / "facts" / "toyota_smarthome"
 _SUBJECTS = {

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.datasets import Scan, scan
-from pipeline.datasets.utd_mhad import CLASSES
-from pipeline.params import IndexParams
+from harcache.pipeline.datasets.registry import Scan, scan
+from harcache.pipeline.datasets.utd_mhad import CLASSES
+from harcache.pipeline.params import IndexParams
 
 
 def _scan(root: Path, *names: str) -> Scan:

@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache.annotations import read_detections, write_detections
-from models.batching import Finish, Image
-from pipeline.clips import Clip, read_manifest
-from pipeline.engine import Report
-from pipeline.errors import HarcacheError
-from pipeline.params import DatasetParams, DetectParams
-from pipeline.parts import read_records
-from pipeline.plan import Unit
-from stages.building import part_file
-from stages.persons import extraction
-from stages.persons.extraction import Context, extract_part
-from stages.workspace import Workspace
-from tests.stages.footage import FRAMES, film
+from harcache.cache.annotations import read_detections, write_detections
+from harcache.models.pretrained.batching import Finish, Image
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.clips import Clip, read_manifest
+from harcache.pipeline.params import DatasetParams, DetectParams
+from harcache.pipeline.work.engine import Report
+from harcache.pipeline.work.parts import read_records
+from harcache.pipeline.work.plan import Unit
+from harcache.stages.persons import extraction
+from harcache.stages.persons.extraction import Context, extract_part
+from harcache.stages.shared.units import part_file
+from harcache.stages.shared.workspace import Workspace
+from tests.footage import FRAMES, film
 
 
 class _Brightness:

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache.annotations import read_detections
-from pipeline.clips import read_manifest
-from pipeline.engine import Engine
-from pipeline.errors import HarcacheError
-from pipeline.outcomes import Counts, read_failures
-from pipeline.params import DatasetParams, GivenBoxesParams
-from stages import detect
-from stages.building import part_file
-from stages.persons.given_boxes import read_boxes
-from stages.workspace import Workspace
+from harcache.cache.annotations import read_detections
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.clips import read_manifest
+from harcache.pipeline.params import DatasetParams, GivenBoxesParams
+from harcache.pipeline.work.engine import Engine
+from harcache.pipeline.work.outcomes import Counts, read_failures
+from harcache.stages import detect
+from harcache.stages.persons.given_boxes import read_boxes
+from harcache.stages.shared.units import part_file
+from harcache.stages.shared.workspace import Workspace
 
 _HEADER = "clip,frame,x1,y1,x2,y2,score\n"
 

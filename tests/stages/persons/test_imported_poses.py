@@ -8,26 +8,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import cache
-from cache.annotations import read_detections, read_poses, read_positions
-from cache.imported_poses import ImportedPose, write_imported_poses
-from pipeline.clips import Clip, write_manifest
-from pipeline.engine import Engine
-from pipeline.errors import HarcacheError
-from pipeline.outcomes import Counts, read_failures
-from pipeline.params import (
+from harcache import cache
+from harcache.cache.annotations import read_detections, read_poses, read_positions
+from harcache.commands.poses import export_poses
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.clips import Clip, write_manifest
+from harcache.pipeline.params import (
     DatasetParams,
     HeatmapParams,
     ImportedPoseParams,
     KinectPoseParams,
     NoDetectParams,
 )
-from stages import caches, crop, detect, heatmap, pose
-from stages.building import CLIPS_PER_PART, part_file
-from stages.crop import read_crops
-from stages.poses_io import export_poses
-from stages.workspace import Workspace
-from tests.pipeline.skeletons import body, write_mat, write_skeleton
+from harcache.pipeline.skeletons.imported import ImportedPose, write_imported_poses
+from harcache.pipeline.work.engine import Engine
+from harcache.pipeline.work.outcomes import Counts, read_failures
+from harcache.stages import crop, detect, heatmap, pose
+from harcache.stages.crop import read_crops
+from harcache.stages.shared import contents as caches
+from harcache.stages.shared.units import CLIPS_PER_PART, part_file
+from harcache.stages.shared.workspace import Workspace
+from tests.kinect_files import body, write_mat, write_skeleton
 
 _FRAMES = 20
 

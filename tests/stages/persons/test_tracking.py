@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from pipeline.datasets.figures import make_room, make_scene, scene_truth
-from pipeline.datasets.motion import TWO_PERSONS, make_look
-from stages.persons.boxes import overlaps
-from stages.persons.tracking import link_persons
+from harcache.pipeline.datasets.figures import make_room, make_scene, scene_truth
+from harcache.pipeline.datasets.motion import TWO_PERSONS, make_look
+from harcache.stages.persons.boxes import overlaps
+from harcache.stages.persons.tracking import link_persons
 
 
 def _box(x: float, y: float = 50, width: float = 40, height: float = 90, score: float = 0.9) -> list[float]:

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.scoring.accuracy import Pair, confusion, hardest_pairs, mean_class, per_class, softmax, top
+from harcache.stages.scoring.accuracy import (
+    Pair,
+    confusion,
+    hardest_pairs,
+    mean_class,
+    per_class,
+    softmax,
+    top,
+)
 
 # Three clips of class 0, one of class 1, none of class 2, two of class 3.
 _LABELS = np.array([0, 0, 0, 1, 3, 3])

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from cache.streaming import ClipLoader
-from models.agcn import AGCN
-from models.amfi_net import AMFINet, ResNet3D18, amfi_loss
-from models.checkpoints import load_checkpoint, load_network, save_checkpoint
-from pipeline.clips import read_manifest
-from pipeline.engine import Engine
-from pipeline.errors import HarcacheError
-from pipeline.params import (
+from harcache.cache.streaming import ClipLoader
+from harcache.commands.predict import Options, Predictor
+from harcache.models.checkpoints import load_checkpoint, load_network, save_checkpoint
+from harcache.models.networks.agcn import AGCN
+from harcache.models.networks.amfi_net import AMFINet, ResNet3D18, amfi_loss
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.clips import read_manifest
+from harcache.pipeline.params import (
     AmfiModelParams,
     AmfiParams,
     AmfiSampleParams,
@@ -30,17 +30,17 @@ from pipeline.params import (
     RecipeParams,
     from_mapping,
 )
-from stages import crop, evaluate, heatmap, pose, train
-from stages.predict import Options, Predictor
-from stages.scoring.accuracy import softmax
-from stages.scoring.results import Outputs
-from stages.train import How
-from stages.training.feeds import preparation
-from stages.training.learning import Learner, loss_of
-from stages.training.samples import CHECKPOINT, make_dataset, split_clips
-from stages.workspace import AMFI_NETWORKS, Network, Workspace
-from tests.pipeline.skeletons import body, write_skeleton
-from tests.stages.conftest import PARAMS
+from harcache.pipeline.work.engine import Engine
+from harcache.stages import crop, evaluate, heatmap, pose, train
+from harcache.stages.scoring.accuracy import softmax
+from harcache.stages.scoring.results import Outputs
+from harcache.stages.shared.workspace import AMFI_NETWORKS, Network, Workspace
+from harcache.stages.train import How
+from harcache.stages.training.inputs import preparation
+from harcache.stages.training.learning import Learner, loss_of
+from harcache.stages.training.samples import CHECKPOINT, make_dataset, split_clips
+from tests.kinect_files import body, write_skeleton
+from tests.tiny_demo import PARAMS
 
 # Four clips, a step an epoch.
 _STREAM = RecipeParams(epochs=3, batch_size=4, lr=0.02, precision="float32", flip=0.0)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import HarcacheError
-from stages.training.curves import Journal
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.stages.training.curves import Journal
 
 
 def test_a_repository_without_a_commit_is_told_of_before_training(

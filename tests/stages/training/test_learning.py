@@ -9,28 +9,29 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import cache
-from cache.annotations import read_poses
-from cache.streaming import ClipDataset, ClipLoader, default_workers
-from models.checkpoints import load_checkpoint, load_network, save_checkpoint
-from models.epam_net import EPAMNet
-from models.xshiftnet import PoseXShiftNet
-from pipeline.clips import read_manifest
-from pipeline.engine import Engine
-from pipeline.errors import HarcacheError
-from pipeline.params import DatasetParams
-from pipeline.video import read_frames
-from stages import heatmap, rgb, train
-from stages.building import inputs_from, parts_of
-from stages.crop import Crop, read_crops
-from stages.train import BEST, How
-from stages.training import learning, room
-from stages.training.feeds import preparation
-from stages.training.learning import Learner, launch
-from stages.training.resume import Signals
-from stages.training.samples import CHECKPOINT, split_clips
-from stages.workspace import Workspace
-from tests.stages.conftest import PARAMS
+from harcache import cache
+from harcache.cache.annotations import read_poses
+from harcache.cache.streaming import ClipDataset, ClipLoader, default_workers
+from harcache.models.checkpoints import load_checkpoint, load_network, save_checkpoint
+from harcache.models.networks.epam_net import EPAMNet
+from harcache.models.networks.xshiftnet import PoseXShiftNet
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.clips import read_manifest
+from harcache.pipeline.params import DatasetParams
+from harcache.pipeline.video.frames import read_frames
+from harcache.pipeline.work.engine import Engine
+from harcache.stages import heatmap, rgb, train
+from harcache.stages.crop import Crop, read_crops
+from harcache.stages.shared.units import inputs_from, parts_of
+from harcache.stages.shared.workspace import Workspace
+from harcache.stages.train import BEST, How
+from harcache.stages.training import learning
+from harcache.stages.training import memory_check as room
+from harcache.stages.training.inputs import preparation
+from harcache.stages.training.learning import Learner, launch
+from harcache.stages.training.resume import Signals
+from harcache.stages.training.samples import CHECKPOINT, split_clips
+from tests.tiny_demo import PARAMS
 
 assert PARAMS.train is not None
 _RECIPE = PARAMS.train.pose

@@ -17,19 +17,19 @@ from typing import Any
 import pytest
 import torch
 
-from models.checkpoints import load_checkpoint
-from pipeline.clips import read_manifest, write_manifest
-from pipeline.engine import Engine
-from pipeline.errors import HarcacheError
-from pipeline.params import DatasetParams
-from stages import train
-from stages.train import How, Summary
-from stages.training import learning, resume
-from stages.training.learning import Learner
-from stages.training.resume import STATE, read_state, write_state
-from stages.training.samples import CHECKPOINT
-from stages.workspace import Workspace
-from tests.stages.conftest import PARAMS
+from harcache.models.checkpoints import load_checkpoint
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.clips import read_manifest, write_manifest
+from harcache.pipeline.params import DatasetParams
+from harcache.pipeline.work.engine import Engine
+from harcache.stages import train
+from harcache.stages.shared.workspace import Workspace
+from harcache.stages.train import How, Summary
+from harcache.stages.training import learning, resume
+from harcache.stages.training.learning import Learner
+from harcache.stages.training.resume import STATE, read_state, write_state
+from harcache.stages.training.samples import CHECKPOINT
+from tests.tiny_demo import PARAMS
 
 # Four clips, two steps an epoch.
 _EPOCHS = 5

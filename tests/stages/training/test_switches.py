@@ -12,19 +12,19 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from cli import main
-from models import compiling
-from models.checkpoints import load_checkpoint
-from models.xshiftnet import PoseXShiftNet
-from pipeline.engine import Engine
-from pipeline.errors import HarcacheError
-from pipeline.params import DatasetParams, to_mapping
-from stages import train
-from stages.train import How, Summary
-from stages.training.networks import load_trained
-from stages.training.samples import CHECKPOINT
-from stages.workspace import Workspace
-from tests.stages.conftest import PARAMS
+from harcache.cli import main
+from harcache.models import compiling
+from harcache.models.checkpoints import load_checkpoint
+from harcache.models.networks.xshiftnet import PoseXShiftNet
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.params import DatasetParams, to_mapping
+from harcache.pipeline.work.engine import Engine
+from harcache.stages import train
+from harcache.stages.shared.workspace import Workspace
+from harcache.stages.train import How, Summary
+from harcache.stages.training.samples import CHECKPOINT
+from harcache.stages.training.trained import load_trained
+from tests.tiny_demo import PARAMS
 
 
 def _with(**recipe: Any) -> DatasetParams:

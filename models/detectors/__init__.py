@@ -1,0 +1,1 @@
+"""Person detectors, one backend a file, behind one interface."""

@@ -1,0 +1,1 @@
+"""Pose estimators, one backend a file, behind one interface."""

@@ -1,0 +1,1 @@
+"""The networks that are trained: EPAM-Net, AMFI-Net, their streams and layers."""

@@ -1,0 +1,1 @@
+"""How pretrained networks are found, loaded and run in batches."""

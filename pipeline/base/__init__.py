@@ -1,0 +1,1 @@
+"""What every part stands on: errors, files, progress, threads and processes."""

@@ -1,0 +1,1 @@
+"""Joint layouts, and readers of pose files that other programs wrote."""

@@ -1,0 +1,1 @@
+"""Frames of videos in order, and what a file holds."""

@@ -1,0 +1,151 @@
+"""How a stage's clips ended, in two small files that every stage writes in the same way.
+
+Only clips that are not ok are listed: a list of all of them would repeat the manifest. The counts come last
+and hold a digest of every table that the stage wrote, since DVC moves them together with those.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any, Protocol
+
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.files import file_digest, write_if_changed
+from harcache.pipeline.base.fingerprints import fingerprint
+from harcache.pipeline.work.parts import file_problem
+
+__all__ = [
+    "Counts",
+    "Ended",
+    "check_max_failed",
+    "listed_tables",
+    "read_counts",
+    "read_failures",
+    "table_problem",
+    "write_counts",
+    "write_failures",
+]
+
+_COLUMNS = ("id", "status", "reason")
+_TABLE = re.compile(r"(failures/)?\w+\.csv")
+
+
+class Ended(Protocol):
+    """A clip's id and its end: status "ok", "skipped", "failed" or (ok after all) "repaired", and why."""
+
+    @property
+    def id(self) -> str: ...  # noqa: D102
+    @property
+    def status(self) -> str: ...  # noqa: D102
+    @property
+    def reason(self) -> str: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Clips of a stage by the way they ended; the three add up to all clips."""
+
+    ok: int
+    skipped: int
+    failed: int
+
+    @property
+    def total(self) -> int:
+        """All clips."""
+        return self.ok + self.skipped + self.failed
+
+
+def write_failures(path: Path, outcomes: Iterable[Ended]) -> bool:
+    """Write id, status and reason of the outcomes that are not ok, by id; return whether it changed."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    writer.writerows(sorted((o.id, o.status, o.reason) for o in outcomes if o.status != "ok"))
+    return write_if_changed(path, text.getvalue().encode())
+
+
+def read_failures(path: Path) -> list[tuple[str, str, str]]:
+    """Read what `write_failures` wrote: (id, status, reason)."""
+    if not path.is_file():
+        raise HarcacheError(f"{path} is missing; run the stage of that name, which writes it")
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise HarcacheError(f"{path} can't be read ({error}); run the stage again") from error
+    if rows[:1] != [list(_COLUMNS)] or any(len(row) != len(_COLUMNS) for row in rows):
+        raise HarcacheError(f"{path}: expected the columns {','.join(_COLUMNS)}; run the stage again")
+    return [(name, status, reason) for name, status, reason in rows[1:]]
+
+
+def write_counts(path: Path, counts: Counts, tables: Iterable[Path] = ()) -> bool:
+    """Write the counts as JSON, with the digests of the stage's ``tables``; return whether that changed it.
+
+    Tables are named from the folder above that of ``path``.
+    """
+    listed = {
+        table.relative_to(path.parent.parent).as_posix(): [table.stat().st_size, file_digest(table)]
+        for table in sorted(tables)
+    }
+    return write_if_changed(path, _counts_text(asdict(counts) | {"tables": listed}))
+
+
+def read_counts(path: Path) -> Counts:
+    """Read what `write_counts` wrote; raises HarcacheError where it is missing or damaged."""
+    values = _read_counts(path)
+    return Counts(values["ok"], values["skipped"], values["failed"])
+
+
+def listed_tables(path: Path) -> list[Path]:
+    """Return the tables whose digests the counts hold: none in those of earlier versions."""
+    return [path.parent.parent / name for name in _read_counts(path).get("tables", {})]
+
+
+def table_problem(table: Path, path: Path) -> str | None:
+    """Return how a table differs from what the counts in ``path`` say of it; None where they say nothing."""
+    listed = _read_counts(path).get("tables", {}).get(table.relative_to(path.parent.parent).as_posix())
+    return file_problem(table, *listed) if listed else None
+
+
+def _read_counts(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes()
+        values = json.loads(text)
+        values.pop("digest", None)
+        if not {"ok", "skipped", "failed"} <= values.keys() or text != _counts_text(values):
+            raise ValueError("it does not match its digest")
+        # What is named here is removed when it does not fit.
+        for name, (size, digest) in values.get("tables", {}).items():
+            if not (_TABLE.fullmatch(name) and isinstance(size, int) and isinstance(digest, str)):
+                raise ValueError(f"it names '{name}', which is no table of a stage")
+    except FileNotFoundError:
+        raise HarcacheError(f"{path} is missing; run the stage of that name, which writes it") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise HarcacheError(f"{path} is damaged ({error}); run the stage of that name again") from error
+    return values
+
+
+def _counts_text(values: Mapping[str, Any]) -> bytes:
+    # Those of earlier versions have neither tables nor a digest.
+    sealed = dict(values) | ({"digest": fingerprint(values)} if "tables" in values else {})
+    return (json.dumps(sealed, indent=1) + "\n").encode()
+
+
+def check_max_failed(stage: str, counts: Counts, max_failed: float, failures_path: Path) -> None:
+    """Raise HarcacheError when more than ``max_failed`` (0 to 1) of all clips failed."""
+    if counts.failed <= max_failed * counts.total:
+        return
+    first = next(
+        (row for row in read_failures(failures_path) if row[1] == "failed"), ("", "", "no reason kept")
+    )
+    share = ceil(100 * counts.failed / counts.total) / 100
+    raise HarcacheError(
+        f"{stage}: {counts.failed} of {counts.total} failed, more than {max_failed:.1%}; first {first[0]}: "
+        f"{first[2]}. All are listed in {failures_path}: mend or remove them, or allow more by "
+        f"--max-failed {share:g}, for dvc by HARCACHE_MAX_FAILED={share:g}"
+    )

@@ -1,0 +1,309 @@
+"""What the stages that build parts share: plan, run the units, record how every clip ended.
+
+A stage gives what it wants of each clip and a function that makes one part; the rest is here, once.
+"""
+
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from harcache.pipeline.base.errors import HarcacheError, StandstillError
+from harcache.pipeline.base.files import partial_path, write_atomically
+from harcache.pipeline.base.fingerprints import fingerprint
+from harcache.pipeline.clips import Clip
+from harcache.pipeline.work.engine import Engine, Report
+from harcache.pipeline.work.outcomes import Counts, check_max_failed, write_counts, write_failures
+from harcache.pipeline.work.parts import Outcome, Record, publish, read_records, remove_part, sound_records
+from harcache.pipeline.work.plan import Unit, Wanted, plan
+from harcache.stages.shared.workspace import Workspace
+
+__all__ = [
+    "AHEAD",
+    "CLIPS_PER_PART",
+    "Inputs",
+    "Parts",
+    "SkipError",
+    "Timer",
+    "build_parts",
+    "build_table_part",
+    "ended",
+    "finish",
+    "inputs_from",
+    "part_file",
+    "parts_of",
+    "process_clips",
+    "publish_part",
+    "rate_file",
+]
+
+AHEAD = " ahead"  # ends the names of times that threads spent beside the unit's own
+# Parts of the small stages: few enough clips that losing a unit costs a minute, enough that files stay few.
+CLIPS_PER_PART = 32
+
+_Result = TypeVar("_Result")
+_Item = TypeVar("_Item")
+
+
+class SkipError(HarcacheError):
+    """Raised by a clip's work: nothing is wrong, but there is nothing to be had of this clip."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an earlier stage holds: the fingerprint of each clip that ended well there, and the others.
+
+    ``skipped``: an outcome for each clip that did not end well. ``token`` is another one whenever the earlier
+    stage's parts are.
+    """
+
+    fingerprints: Mapping[str, str]
+    skipped: tuple[Outcome, ...]
+    token: str
+
+
+@dataclass
+class Timer:
+    """Seconds by kind of work: ``with timer("decode"): ...``."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def __call__(self, kind: str) -> Iterator[None]:
+        """Add the time that the block takes to ``kind``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[kind] += time.perf_counter() - start
+
+    def iterate(self, kind: str, items: Iterator[_Item]) -> Iterator[_Item]:
+        """Pass ``items`` on and add the time spent waiting for each to ``kind``."""
+        while True:
+            with self(kind):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+
+
+def part_file(folder: Path, part: int) -> Path:
+    """Return the HDF5 file of a part."""
+    return folder / f"part-{part:05d}.h5"
+
+
+def inputs_from(folder: Path, clips: Sequence[Clip]) -> Inputs:
+    """Read what the earlier stage that writes parts into ``folder`` holds of ``clips``.
+
+    Raises HarcacheError when a clip has no outcome at all: that stage has not run over this manifest.
+    """
+    records = sound_records(folder, folder)
+    found = {outcome.id: outcome for outcome in ended(records)}
+    absent = [clip.id for clip in clips if clip.id not in found]
+    if absent:
+        raise HarcacheError(
+            f"{folder} lacks {len(absent)} of {len(clips)} clips, first '{absent[0]}'; run its stage first"
+        )
+    wanted = [found[clip.id] for clip in clips]
+    return Inputs(
+        {one.id: one.fingerprint for one in wanted if one.status == "ok"},
+        tuple(
+            Outcome(o.id, "skipped", "", f"{o.status} in {folder.name}") for o in wanted if o.status != "ok"
+        ),
+        _token(records),
+    )
+
+
+@lru_cache(maxsize=2)
+def parts_of(folder: Path, token: str) -> Mapping[str, Path]:
+    """Return the HDF5 part of each clip in ``folder``; read once a process and ``token`` (see `Inputs`).
+
+    Raises StandstillError where ``folder`` holds other parts than those of ``token``.
+    """
+    records = read_records(folder)
+    if _token(records) != token:
+        raise StandstillError(
+            f"{folder} does not hold here what the command saw in it: a shared file system may take a minute "
+            "to show new files everywhere; run again"
+        )
+    return {outcome.id: part_file(folder, record.part) for record in records for outcome in record.outcomes}
+
+
+def _token(records: Sequence[Record]) -> str:
+    return fingerprint([record.files for record in records])
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a stage shall hold: the wanted clips, in parts of at most ``capacity`` in ``folder``.
+
+    ``records``: where the parts' records lie.
+    """
+
+    stage: str
+    folder: Path
+    records: Path
+    wanted: Sequence[Wanted]
+    capacity: int = CLIPS_PER_PART
+
+
+def build_parts(
+    parts: Parts, process: Callable[[Unit, Any], Report], context: Any, engine: Engine, retry_failed: bool
+) -> list[Record]:
+    """Make the parts that are missing or stale, each by ``process``, and return the records of all."""
+    parts.folder.mkdir(parents=True, exist_ok=True)
+    # What a killed run, or one that met a full disk, left behind: no other process works here now.
+    for stray in parts.folder.rglob("*.partial"):
+        stray.unlink()
+    planned = plan(parts.wanted, sound_records(parts.folder, parts.records), parts.capacity, retry_failed)
+    for part in planned.remove:
+        remove_part(parts.folder, parts.records, part)
+    kept = sum(len(record.outcomes) for record in planned.keep)
+    reports = engine.run(process, planned.make, context, parts.stage, clips_done=kept)
+    print(_summary(parts.stage, kept, reports))
+    if reports:
+        _keep_rate(rate_file(parts.folder.parent, parts.stage), reports)
+    return sound_records(parts.folder, parts.records)
+
+
+def process_clips(
+    unit: Unit, work: Callable[[Clip], _Result], length: Callable[[_Result], int] = lambda _: 0
+) -> tuple[dict[str, _Result], list[Outcome]]:
+    """Do ``work`` for each clip of the unit that is not given up; a HarcacheError fails that clip alone, a
+    SkipError skips it.
+
+    But a StandstillError is raised: it says nothing of the clip.
+
+    Returns the results by clip id, and an outcome for every clip; ``length`` tells the rows that a result
+    takes in the part, one clip after the other.
+    """
+    results: dict[str, _Result] = {}
+    outcomes = []
+    start = 0
+    given_up = dict(unit.given_up)
+    for clip, inputs in zip(unit.clips, unit.fingerprints, strict=True):
+        try:
+            if clip.id in given_up:
+                raise HarcacheError(given_up[clip.id])
+            result = work(clip)
+        except StandstillError:
+            raise
+        except HarcacheError as error:
+            skipped = isinstance(error, SkipError)
+            outcomes.append(Outcome(clip.id, "skipped" if skipped else "failed", inputs, str(error)))
+            continue
+        rows = length(result)
+        results[clip.id] = result
+        outcomes.append(Outcome(clip.id, "ok", inputs, "", start, rows))
+        start += rows
+    return results, outcomes
+
+
+def build_table_part(
+    folder: Path,
+    unit: Unit,
+    work: Callable[[Clip], _Result],
+    write: Callable[[Path, Mapping[str, _Result]], None],
+    timer: Timer,
+) -> Report:
+    """Make one part of a stage that keeps one file a part: ``write`` gets what ``work`` gave, by clip id."""
+    found, outcomes = process_clips(unit, work)
+    final = part_file(folder, unit.part)
+    temporary = partial_path(final)
+    with timer("write"):
+        write(temporary, found)
+    return publish_part(folder, folder, unit, outcomes, {temporary: final}, timer)
+
+
+def publish_part(
+    folder: Path,
+    records: Path,
+    unit: Unit,
+    outcomes: Sequence[Outcome],
+    files: Mapping[Path, Path],
+    timer: Timer,
+) -> Report:
+    """Commit what a unit wrote, or remove it after a trial, and report on it."""
+    with timer("write"):
+        if unit.trial:
+            for temporary in files:
+                temporary.unlink()
+        else:
+            publish(folder, records, unit.part, outcomes, files)
+    counted = Counter(outcome.status for outcome in outcomes)
+    frames = sum(clip.frames for clip in unit.clips)
+    return Report(
+        unit.part, counted["ok"], counted["skipped"], counted["failed"], frames, dict(timer.seconds)
+    )
+
+
+def ended(records: Sequence[Record]) -> list[Outcome]:
+    """Return how every clip of the records ended."""
+    return [outcome for record in records for outcome in record.outcomes]
+
+
+def finish(
+    stage: str,
+    workspace: Workspace,
+    outcomes: Sequence[Outcome],
+    ok: int = 0,
+    tables: Sequence[Path] = (),
+) -> Counts:
+    """Write and print how the stage's clips ended, and raise HarcacheError when too many failed.
+
+    ``outcomes`` are all clips but for ``ok`` more that ended well, ``tables`` what else it wrote whole.
+    """
+    by_status = Counter(outcome.status for outcome in outcomes)
+    counts = Counts(ok + by_status["ok"], by_status["skipped"], by_status["failed"])
+    write_failures(workspace.failures(stage), outcomes)
+    write_counts(workspace.counts(stage), counts, [workspace.failures(stage), *tables])
+    print(
+        f"{stage}: {counts.ok} ok, {counts.skipped} skipped, {counts.failed} failed of {counts.total} clips"
+    )
+    check_max_failed(stage, counts, workspace.max_failed, workspace.failures(stage))
+    return counts
+
+
+def rate_file(data: Path, stage: str) -> Path:
+    """Return where a stage keeps how long its last parts took: JSON, for people; nothing depends on it."""
+    return data / "rates" / f"{stage}.json"
+
+
+def _keep_rate(path: Path, reports: Sequence[Report]) -> None:
+    seconds = _seconds(reports)
+    own = sum(spent for kind, spent in seconds.items() if not kind.endswith(AHEAD))
+    clips = sum(report.ok + report.skipped + report.failed for report in reports)
+    rate = {
+        "clips": clips,
+        "frames": sum(report.frames for report in reports),
+        "seconds": own,
+        "share": {kind: spent / (own or 1.0) for kind, spent in sorted(seconds.items())},
+    }
+    write_atomically(path, (json.dumps(rate, indent=1) + "\n").encode())
+
+
+def _seconds(reports: Sequence[Report]) -> Counter[str]:
+    """Return the seconds of all workers by kind of work."""
+    seconds: Counter[str] = Counter()
+    for report in reports:
+        seconds.update(report.seconds)
+    return seconds
+
+
+def _summary(stage: str, kept: int, reports: Sequence[Report]) -> str:
+    if not reports:
+        return f"{stage}: nothing to do, {kept} clips are there"
+    seconds = _seconds(reports)
+    own = {kind: spent for kind, spent in seconds.items() if not kind.endswith(AHEAD)}
+    whole = sum(own.values()) or 1.0
+    # Of the unit's own time first, then, of that same time, what ran beside it.
+    order = sorted(seconds, key=lambda kind: (kind not in own, -seconds[kind]))
+    shares = ", ".join(f"{kind} {seconds[kind] / whole:.0%}" for kind in order)
+    frames = sum(report.frames for report in reports)
+    rate = frames / whole
+    return f"{stage}: {len(reports)} parts, {frames} frames, {rate:.0f} a second a worker ({shares})"
