@@ -157,6 +157,24 @@ def test_the_console_script_names_every_command() -> None:
     assert listed == sorted(main.commands)
 
 
+@pytest.mark.parametrize("way", [["-m", "harcache"], [str(_ROOT / "cli.py")]], ids=["module", "file"])
+def test_python_runs_the_commands_as_the_console_script_does(way: list[str]) -> None:
+    shown = [
+        subprocess.run([*command, "models", "--help"], capture_output=True, text=True, check=True).stdout
+        for command in ([_SCRIPT], [sys.executable, *way])
+    ]
+    assert shown[0].partition("\n")[2] == shown[1].partition("\n")[2] != ""
+
+
+def test_help_loads_nothing_but_the_command_line() -> None:
+    script = (
+        "import sys\nfrom harcache.cli import main\nmain(['--help'], standalone_mode=False)\n"
+        "print(sorted({'torch', 'dask', 'numpy', 'zarr', 'cv2', 'av'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
@@ -314,7 +332,10 @@ def test_training_leaves_the_cores_to_decoding_between_operators_unless_told_oth
 ) -> None:
     seen: list[str | None] = []
     # Before PyTorch is loaded: its OpenMP reads this once.
-    monkeypatch.setattr("cli._run", lambda *_, **__: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+    monkeypatch.setattr(
+        "harcache.commands.cli.train.run_stage",
+        lambda *_, **__: seen.append(os.environ.get("GOMP_SPINCOUNT")),
+    )
     environment = {"GOMP_SPINCOUNT": None, "OMP_WAIT_POLICY": None, **given}
     CliRunner(env=environment).invoke(main, ["train", "pose", "mine"])
     assert seen == [expected]

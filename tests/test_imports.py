@@ -15,7 +15,7 @@ _PACKAGES = {
     "cache": ("pipeline",),
     "models": ("pipeline",),
     "stages": ("models", "cache", "pipeline"),
-    "commands": ("stages", "models", "cache", "pipeline"),
+    "commands": ("benchmarks", "stages", "models", "cache", "pipeline"),
     "benchmarks": ("models", "cache", "pipeline"),
     "scripts": ("models", "cache", "pipeline"),
 }

@@ -12,7 +12,6 @@ import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
-from harcache import cli
 from harcache.cli import main
 from harcache.commands.verify import Problem, Verified, report
 from harcache.pipeline.base.errors import HarcacheError, did_you_mean
@@ -42,7 +41,7 @@ def _failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "_run", fail)
+    monkeypatch.setattr("harcache.commands.cli.extraction.run_stage", fail)
 
 
 def test_every_option_and_command_says_what_it_is() -> None:

@@ -204,10 +204,10 @@ def test_a_pickle_takes_less_memory_than_its_size(tmp_path: Path) -> None:
     size = (tmp_path / "in.pkl").stat().st_size
     assert size > 150e6
     program = (
-        "import sys; from pathlib import Path; from harcache.stages import poses_io\n"
+        "import sys; from pathlib import Path; from harcache.commands import poses\n"
         # Unlike getrusage's, this one does not begin with the parent's memory.
         "def peak(): return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) * 1024\n"
-        "before = peak(); poses_io.import_poses(Path(sys.argv[1]), Path(sys.argv[2])); print(before, peak())"
+        "before = peak(); poses.import_poses(Path(sys.argv[1]), Path(sys.argv[2])); print(before, peak())"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "in.pkl"), str(tmp_path / "out.h5")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
