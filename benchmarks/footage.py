@@ -22,7 +22,7 @@ from harcache.cache.clip_store import (
     write_index,
 )
 from harcache.cache.codecs import encode_jpeg
-from harcache.cache.heatmaps import draw_heatmaps
+from harcache.cache.streaming.heatmaps import draw_heatmaps
 from harcache.pipeline.video.frames import write_video
 
 __all__ = ["HEATMAP_SIZE", "QUALITY", "SIGMA", "Filmed", "make_footage"]

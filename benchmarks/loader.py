@@ -18,7 +18,9 @@ from harcache.benchmarks import loader_rivals as rivals
 from harcache.benchmarks.footage import HEATMAP_SIZE, SIGMA, Filmed, make_footage
 from harcache.benchmarks.timing import side_by_side
 from harcache.cache.clip_store import open_store
-from harcache.cache.streaming import ClipDataset, ClipLoader, prepare
+from harcache.cache.streaming.dataset import ClipDataset
+from harcache.cache.streaming.loader import ClipLoader
+from harcache.cache.streaming.preparation import prepare
 
 __all__ = ["as_table", "measure"]
 

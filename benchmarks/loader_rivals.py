@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from harcache.benchmarks.footage import HEATMAP_SIZE, QUALITY, SIGMA, Filmed
 from harcache.cache.codecs import decode_jpeg, encode_jpeg
 from harcache.cache.sampling import uniform_sample_train
-from harcache.cache.streaming import ClipDataset
+from harcache.cache.streaming.dataset import ClipDataset
 
 __all__ = [
     "Released",

@@ -32,7 +32,7 @@ from harcache.cache.clip_store import (
     write_index,
 )
 from harcache.cache.sampling import clip_rng
-from harcache.cache.streaming import ClipDataset
+from harcache.cache.streaming.dataset import ClipDataset
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.files import partial_path
 from harcache.pipeline.base.fingerprints import fingerprint

@@ -21,8 +21,11 @@ from harcache.benchmarks.footage import HEATMAP_SIZE, SIGMA, Filmed, make_footag
 from harcache.benchmarks.loader_rivals import Released
 from harcache.benchmarks.model import make_step
 from harcache.cache.clip_store import open_store
-from harcache.cache.input_wait import Waits, watch
-from harcache.cache.streaming import Batch, ClipDataset, ClipLoader, default_workers, prepare
+from harcache.cache.streaming.dataset import Batch, ClipDataset
+from harcache.cache.streaming.decoder_processes import default_workers
+from harcache.cache.streaming.input_wait import Waits, watch
+from harcache.cache.streaming.loader import ClipLoader
+from harcache.cache.streaming.preparation import prepare
 from harcache.models import compiling
 from harcache.models.memory import keep_freed_memory
 from harcache.models.networks.epam_net import EPAMNet

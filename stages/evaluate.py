@@ -14,7 +14,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from harcache.cache.annotations import read_detections, read_poses
-from harcache.cache.streaming import Batch, ClipLoader
+from harcache.cache.streaming.dataset import Batch
+from harcache.cache.streaming.loader import ClipLoader
 from harcache.models.summary import count_cost, input_shapes, measure_latency
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.progress import progress

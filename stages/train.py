@@ -16,7 +16,9 @@ from lightning_fabric import Fabric, seed_everything
 from torch import nn
 
 from harcache.cache.clip_store import records_dir
-from harcache.cache.streaming import ClipDataset, ClipLoader, default_workers
+from harcache.cache.streaming.dataset import ClipDataset
+from harcache.cache.streaming.decoder_processes import default_workers
+from harcache.cache.streaming.loader import ClipLoader
 from harcache.models.checkpoints import save_checkpoint
 from harcache.models.memory import keep_freed_memory
 from harcache.models.networks.agcn import AGCN

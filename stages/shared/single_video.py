@@ -13,7 +13,7 @@ import numpy as np
 
 from harcache.cache.codecs import decode_jpeg, encode_jpeg
 from harcache.cache.sampling import rgb_positions, stored_frames
-from harcache.cache.streaming import Batch, RowReader
+from harcache.cache.streaming.dataset import Batch, RowReader
 from harcache.models.detectors.registry import load_detector
 from harcache.models.estimators.registry import load_pose_estimator
 from harcache.pipeline.base.errors import HarcacheError
@@ -204,7 +204,7 @@ class _Poses:
 
 @dataclass
 class _Rows:
-    """A `cache.streaming.RowReader` of rows that ``make`` gives: (n,) int64 to (n, *row_shape)."""
+    """A `cache.streaming.dataset.RowReader` of rows that ``make`` gives: (n,) int64 to (n, *row_shape)."""
 
     row_shape: tuple[int, ...]
     dtype: np.dtype
@@ -216,7 +216,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _OneClip:
-    """A `cache.streaming.Store` of one clip."""
+    """A `cache.streaming.dataset.Store` of one clip."""
 
     length: int
     readers: Mapping[str, RowReader]

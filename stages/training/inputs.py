@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from harcache.cache.skeletons import prepare_skeletons
-from harcache.cache.streaming import Batch, ClipDataset, Store, prepare
+from harcache.cache.streaming.dataset import Batch, ClipDataset, Store
+from harcache.cache.streaming.preparation import prepare
+from harcache.cache.streaming.skeletons import prepare_skeletons
 from harcache.pipeline.params import AmfiParams, AmfiSampleParams, DatasetParams, SampleParams, TrainParams
 from harcache.stages.shared.workspace import EPAM_NETWORKS, Network
 
@@ -83,7 +84,7 @@ def feed_of(network: Network, section: Section | None, graph: str | None = None)
 
 
 def preparation(network: Network, params: DatasetParams) -> Callable[..., Batch]:
-    """Return what makes of a batch what a network takes; see `cache.streaming.prepare`."""
+    """Return what makes of a batch what a network takes; see `cache.streaming.preparation.prepare`."""
     if network in EPAM_NETWORKS:
         return partial(prepare, heatmap_size=params.heatmap.size, sigma=params.heatmap.sigma)
     sample = params.amfi.sample if params.amfi else AmfiSampleParams()

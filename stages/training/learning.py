@@ -19,8 +19,9 @@ from lightning_fabric.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harcache.cache.input_wait import Waits
-from harcache.cache.streaming import Batch, ClipLoader
+from harcache.cache.streaming.dataset import Batch
+from harcache.cache.streaming.input_wait import Waits
+from harcache.cache.streaming.loader import ClipLoader
 from harcache.models import compiling
 from harcache.models.networks.amfi_net import amfi_loss
 from harcache.models.networks.batch_norm import synchronise

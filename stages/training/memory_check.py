@@ -10,7 +10,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from harcache.cache.streaming import Batch, ClipDataset
+from harcache.cache.streaming.dataset import Batch, ClipDataset
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.params import RecipeParams
 

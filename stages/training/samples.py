@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harcache import cache
-from harcache.cache.streaming import ClipDataset
+from harcache.cache.streaming.dataset import ClipDataset
 from harcache.pipeline.base.errors import HarcacheError, did_you_mean
 from harcache.pipeline.base.progress import notice
 from harcache.pipeline.clips import Clip, read_classes, read_manifest

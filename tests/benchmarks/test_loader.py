@@ -16,7 +16,7 @@ from harcache.benchmarks import loader_rivals
 from harcache.benchmarks.footage import HEATMAP_SIZE, SIGMA, make_footage
 from harcache.benchmarks.loader import as_table
 from harcache.cache.clip_store import open_store
-from harcache.cache.heatmaps import draw_heatmaps
+from harcache.cache.streaming.heatmaps import draw_heatmaps
 
 _WAYS = {
     *("harcache_1", "harcache_2", "harcache_loader", "released", "zarr_python", "litdata", "webdataset"),

@@ -15,7 +15,8 @@ from click.testing import CliRunner, Result
 from harcache import cache
 from harcache.cache.clip_store import IndexEntry, write_index
 from harcache.cache.errors import CacheError
-from harcache.cache.streaming import ClipDataset, ClipLoader
+from harcache.cache.streaming.dataset import ClipDataset
+from harcache.cache.streaming.loader import ClipLoader
 from harcache.cli import main
 from harcache.commands import verify
 from harcache.pipeline.base.errors import HarcacheError

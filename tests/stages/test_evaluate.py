@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from harcache.cache.streaming import ClipLoader
+from harcache.cache.streaming.loader import ClipLoader
 from harcache.models.checkpoints import load_checkpoint, load_network, save_checkpoint
 from harcache.models.networks.xshiftnet import PoseXShiftNet
 from harcache.pipeline.base.errors import HarcacheError

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harcache.cache.errors import CacheError
-from harcache.cache.streaming import ClipLoader
+from harcache.cache.streaming.loader import ClipLoader
 from harcache.models.checkpoints import load_checkpoint, load_network
 from harcache.models.networks.epam_net import EPAMNet
 from harcache.models.networks.xshiftnet import PoseXShiftNet, RGBXShiftNet

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from harcache.cache.streaming import ClipLoader
+from harcache.cache.streaming.loader import ClipLoader
 from harcache.commands.predict import Options, Predictor
 from harcache.models.checkpoints import load_checkpoint, load_network, save_checkpoint
 from harcache.models.networks.agcn import AGCN

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from harcache import cache
 from harcache.cache.annotations import read_poses
-from harcache.cache.streaming import ClipDataset, ClipLoader, default_workers
+from harcache.cache.streaming.dataset import ClipDataset
+from harcache.cache.streaming.decoder_processes import default_workers
+from harcache.cache.streaming.loader import ClipLoader
 from harcache.models.checkpoints import load_checkpoint, load_network, save_checkpoint
 from harcache.models.networks.epam_net import EPAMNet
 from harcache.models.networks.xshiftnet import PoseXShiftNet

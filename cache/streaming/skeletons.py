@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from harcache.cache.streaming import Batch, constant
+from harcache.cache.streaming.dataset import Batch
+from harcache.cache.streaming.preparation import constant
 from harcache.pipeline.skeletons.joints import COCO_MIRRORED, NTU_MIRRORED
 
 __all__ = ["prepare_skeletons"]

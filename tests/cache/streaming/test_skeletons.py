@@ -1,11 +1,11 @@
-"""Promises of cache.skeletons: what a body does stays, where it stands goes; mirrors swap left and right."""
+"""Promises of streaming.skeletons: what a body does stays, where it stands goes; mirrors swap both sides."""
 
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from harcache.cache.skeletons import prepare_skeletons
+from harcache.cache.streaming.skeletons import prepare_skeletons
 from harcache.models.networks.agcn import GRAPHS
 from harcache.pipeline.skeletons.joints import COCO_MIRRORED, NTU_MIRRORED
 

@@ -1,7 +1,6 @@
-"""Promises of cache.streaming: the right rows, the same batches whoever reads them, and exact resumption."""
+"""Promises of cache.streaming.loader: the same batches whoever decodes them, and exact resumption."""
 
 import errno
-import itertools
 import os
 import pickle
 import signal
@@ -14,76 +13,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from harcache.cache import streaming
-from harcache.cache.clip_store import (
-    ArraySpec,
-    IndexEntry,
-    ShardWriter,
-    create_store,
-    open_store,
-    shard_path,
-    write_index,
-)
-from harcache.cache.heatmaps import draw_heatmaps
+from harcache.cache.clip_store import ArraySpec, shard_path
 from harcache.cache.sampling import uniform_sample_test
-from harcache.cache.skeletons import prepare_skeletons
-from harcache.cache.streaming import ClipDataset, ClipLoader, constant, prepare
+from harcache.cache.streaming import batch_memory
+from harcache.cache.streaming.loader import ClipLoader
 from harcache.pipeline.base.errors import HarcacheError
-
-LENGTHS = [5, 48, 70, 120, 30, 96, 200, 12, 60, 51, 49]
-CLIPS = [(f"clip{i}", i % 3) for i in range(len(LENGTHS))]
-FRAMES = ArraySpec("frames", (16, 16, 3), "uint8", "zstd")
-VOLUME = ArraySpec("volume", (17, 8, 8), "uint8", "blosc")
-KEYPOINTS = ArraySpec("keypoints", (2, 17, 3), "float16", "blosc")
-
-
-def row(spec, clip, frame):
-    """A row that says which clip and frame it is, in one corner, over a picture of its own."""
-    if spec is KEYPOINTS:
-        return np.random.default_rng([clip, frame]).random(spec.shape_of_row, np.float32).astype(np.float16)
-    values = np.random.default_rng([clip, frame]).integers(0, 256, spec.shape_of_row, np.uint8)
-    values.reshape(-1)[:2] = clip, frame
-    return values
-
-
-def write_store(path, spec, shard_rows, lengths=LENGTHS):
-    create_store(path, [spec], shard_rows, {})
-    entries, part, start, writer = [], 0, 0, None
-    for clip, length in enumerate(lengths):
-        if writer is None or start + length > shard_rows:
-            if writer is not None:
-                writer.close()
-                part, start = part + 1, 0
-            writer = ShardWriter(shard_path(path, spec, part), spec, shard_rows)
-        for frame in range(length):
-            writer.append(row(spec, clip, frame))
-        entries.append(IndexEntry(f"clip{clip}", part, start, length, range(length), (0, 0, 1, 1), (16, 16)))
-        start += length
-    writer.close()
-    write_index(path, entries)
-    return open_store(path)
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stores")
-    return {
-        "rgb": write_store(folder / "rgb.zarr", FRAMES, 256),
-        "heatmaps": write_store(folder / "heatmaps.zarr", VOLUME, 400),
-    }
-
-
-def write_zeros(path, spec, rows):
-    """A store of one clip that takes no space on disk worth speaking of."""
-    create_store(path, [spec], rows, {})
-    with ShardWriter(shard_path(path, spec, 0), spec, rows) as writer:
-        for _ in range(rows):
-            writer.append(np.zeros(spec.shape_of_row, spec.dtype))
-    write_index(path, [IndexEntry("clip0", 0, 0, rows, range(rows), (0, 0, 1, 1), (16, 16))])
-    return open_store(path)
+from tests.cache.streaming.small_stores import (
+    CLIPS,
+    FRAMES,
+    KEYPOINTS,
+    LENGTHS,
+    assert_same,
+    copies,
+    make,
+    row,
+    take,
+    write_store,
+    write_zeros,
+)
 
 
 def _run_program(stores, program, clips=CLIPS, batch_size=2):
@@ -93,7 +41,7 @@ def _run_program(stores, program, clips=CLIPS, batch_size=2):
 import os, time
 from pathlib import Path
 from harcache import cache
-from harcache.cache.streaming import ClipDataset, ClipLoader
+from harcache.cache import ClipDataset, ClipLoader
 stores = {{name: cache.open(path) for name, path in {given!r}.items()}}
 loader = ClipLoader(ClipDataset({clips!r}, **stores, train=True), {batch_size})
 """
@@ -103,43 +51,6 @@ loader = ClipLoader(ClipDataset({clips!r}, **stores, train=True), {batch_size})
 
 def _children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-@pytest.fixture(scope="module")
-def keypoint_store(tmp_path_factory):
-    return write_store(tmp_path_factory.mktemp("keypoints") / "heatmaps.zarr", KEYPOINTS, 400)
-
-
-def make(stores, train=True, clips=CLIPS, **options):
-    return ClipDataset(clips, **stores, train=train, **options)
-
-
-def copies(batches):
-    return [{name: value.clone() for name, value in batch.items()} for batch in batches]
-
-
-def take(loader, count):
-    """The next ``count`` batches, over as many epochs as that takes, each as training sees it."""
-    taken = []
-    while len(taken) < count:
-        taken += copies(itertools.islice(loader, count - len(taken)))
-    return taken
-
-
-def assert_same(some, others):
-    assert len(some) == len(others)
-    for one, other in zip(some, others, strict=True):
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_a_test_sample_holds_the_published_frames_of_both_stores(stores):
-    dataset = make(stores, train=False)
-    for i, length in enumerate(LENGTHS):
-        sample, frames = dataset[i], uniform_sample_test(length, 48)[0]
-        np.testing.assert_array_equal(sample["rgb"], [row(FRAMES, i, f) for f in frames[::3]])
-        np.testing.assert_array_equal(sample["heatmaps"], [row(VOLUME, i, f) for f in frames])
-        assert (sample["label"], sample["index"], sample["flip"]) == (i % 3, i, False)
 
 
 def test_training_samples_keep_both_streams_aligned(stores):
@@ -204,22 +115,6 @@ def test_the_next_epoch_is_begun_with_the_last_batches_of_one_where_one_follows(
         time.sleep(0.01)
     list(loader)
     assert noted.path.stat().st_size <= (batches + 3) * 4 * 16
-
-
-def test_samples_change_with_epoch_and_seed_and_not_with_other_clips(stores):
-    dataset, fewer = make(stores), make(stores, clips=CLIPS[3:])
-    for epoch in range(3):
-        assert np.array_equal(dataset.draw(3, epoch)[0], fewer.draw(0, epoch)[0])
-    drawn = [dataset.draw(6, 0), dataset.draw(6, 1), make(stores, seed=1).draw(6, 0)]
-    assert len({frames.tobytes() for frames, _ in drawn}) == 3
-
-
-def test_flips_come_as_often_as_asked_and_never_in_testing(stores):
-    def share(dataset):
-        return np.mean([dataset.draw(i, e)[1] for i in range(len(CLIPS)) for e in range(100)])
-
-    assert 0.4 < share(make(stores)) < 0.6
-    assert share(make(stores, flip=0)) == share(make(stores, train=False)) == 0
 
 
 @pytest.mark.parametrize("done", range(8))
@@ -292,7 +187,7 @@ def test_a_batch_stays_whole_until_two_more_are_taken(stores):
 
 
 def test_a_kernel_without_huge_pages_does_too(stores, monkeypatch):
-    monkeypatch.setattr(streaming, "MADV_HUGEPAGE", 2**20)  # as unknown to the kernel as theirs is
+    monkeypatch.setattr(batch_memory, "MADV_HUGEPAGE", 2**20)  # as unknown to the kernel as theirs is
     assert len(list(ClipLoader(make(stores), 4))) == 3
 
 
@@ -327,25 +222,6 @@ def test_keypoints_take_the_place_of_heatmaps_when_asked(stores, keypoint_store)
             [row(KEYPOINTS, clip, frame) for frame in some] for clip, some in zip(clips, frames, strict=True)
         ]
         np.testing.assert_array_equal(other["keypoints"], expected)
-
-
-def test_a_store_without_keypoints_is_refused(stores):
-    with pytest.raises(HarcacheError, match="no array 'keypoints'"):
-        make(stores, heatmap_source="keypoints")
-
-
-def test_prepared_keypoints_are_heatmaps_mirrored_with_the_frames(stores, keypoint_store):
-    dataset = make({"heatmaps": keypoint_store}, heatmap_source="keypoints")
-    batch = copies(itertools.islice(ClipLoader(dataset, 2), 1))[0]
-    batch["flip"] = torch.tensor([True, False])
-    drawn = draw_heatmaps(batch["keypoints"], 28, 1.0)
-    # What prepare makes of a volume, which other tests hold, is the measure.
-    volume = {**batch, "heatmaps": (drawn * 255).round().to(torch.uint8)}
-    expected = prepare({name: value for name, value in volume.items() if name != "keypoints"})
-    ready = prepare(batch, heatmap_size=28, sigma=1.0)
-    assert ready.keys() == expected.keys()
-    assert ready["heatmaps"].stride() == expected["heatmaps"].stride()
-    torch.testing.assert_close(ready["heatmaps"], expected["heatmaps"], atol=0.501 / 255, rtol=0)
 
 
 def test_a_damaged_shard_stops_training_with_its_name(tmp_path, stores):
@@ -422,106 +298,9 @@ def test_memory_is_at_most_four_batches_and_none_of_it_in_dev_shm(tmp_path):
     assert int(in_dev_shm) < 100_000
 
 
-def test_stores_of_other_lengths_are_refused(tmp_path, stores):
-    other = write_store(tmp_path / "rgb.zarr", FRAMES, 256, [5, 47, *LENGTHS[2:]])
-    with pytest.raises(HarcacheError, match="'clip1' has 47 RGB frames and 48 heatmaps"):
-        make({**stores, "rgb": other})
-
-
-def test_a_clip_that_a_store_does_not_hold_is_refused(stores):
-    with pytest.raises(HarcacheError, match="no clip 'other'"):
-        make(stores, clips=[("other", 0)])
-
-
-def test_a_dataset_of_nothing_is_refused(stores):
-    with pytest.raises(HarcacheError, match="without clips"):
-        make(stores, clips=[])
-    with pytest.raises(HarcacheError, match="without stores"):
-        make({})
-
-
 def test_a_batch_that_ranks_cannot_share_is_refused(stores):
     with pytest.raises(HarcacheError, match="multiple of the 3 processes"):
         ClipLoader(make(stores), 4, ranks=3)
-
-
-def test_prepared_values_are_normalised(stores):
-    batch = next(iter(ClipLoader(make(stores, train=False), 2)))
-    ready = prepare(batch)
-    assert ready.keys() == {"rgb", "heatmaps", "label", "index"}
-    mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
-    expected = ((batch["rgb"].numpy() - mean) / std).transpose(0, 4, 1, 2, 3)
-    np.testing.assert_allclose(ready["rgb"], expected, rtol=1e-5, atol=1e-6)
-    expected = batch["heatmaps"].numpy().swapaxes(1, 2) / 255
-    np.testing.assert_allclose(ready["heatmaps"], expected, rtol=1e-6)
-    for name in ("rgb", "heatmaps"):
-        frames = ready[name].transpose(1, 2).flatten(0, 1)
-        assert frames.dtype == torch.float32
-        assert frames.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_a_flip_mirrors_both_streams_and_swaps_left_and_right(stores):
-    batch = copies(itertools.islice(ClipLoader(make(stores), 2), 1))[0]
-    plain = prepare({**batch, "flip": torch.tensor([False, False])})
-    mixed = prepare({**batch, "flip": torch.tensor([True, False])})
-    for name in ("rgb", "heatmaps"):
-        assert torch.equal(mixed[name][1], plain[name][1])
-    assert torch.equal(mixed["rgb"][0], plain["rgb"][0].flip(-1))
-    nose, left_eye, right_eye, *_, left_ankle, right_ankle = range(17)
-    for one, other in [(nose, nose), (left_eye, right_eye), (left_ankle, right_ankle)]:
-        assert torch.equal(mixed["heatmaps"][0, one], plain["heatmaps"][0, other].flip(-1))
-        assert torch.equal(mixed["heatmaps"][0, other], plain["heatmaps"][0, one].flip(-1))
-
-
-@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="needs a PyTorch that knows GPUs, but no GPU")
-@pytest.mark.parametrize("poses", ["heatmaps", "keypoints", "positions"])
-def test_preparing_on_a_gpu_copies_nothing_to_it_that_its_host_would_wait_for(poses):
-    copied = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, operator, types, arguments=(), more=None):
-            result = operator(*arguments, **(more or {}))
-            devices = [value.device.type for value in arguments if isinstance(value, torch.Tensor)]
-            if "cpu" in devices and result.device.type == "cuda":
-                copied.append(str(operator))
-            return result
-
-    batch = {
-        "rgb": ((4, 8, 8, 3), torch.uint8),
-        "heatmaps": ((12, 17, 8, 8), torch.uint8),
-        "keypoints": ((12, 2, 17, 3), torch.float16),
-        "positions": ((12, 2, 25, 3), torch.float32),
-        "flip": ((), torch.bool),
-    }
-    ways = {
-        "heatmaps": [prepare],
-        "keypoints": [prepare, prepare_skeletons],
-        "positions": [prepare_skeletons],
-    }
-    constant.cache_clear()
-    try:
-        # Says what a GPU would be asked to do, without one.
-        with FakeTensorMode():
-            there = {
-                name: torch.empty((2, *shape), dtype=dtype, device="cuda")
-                for name, (shape, dtype) in batch.items()
-                if name in ("rgb", "flip", poses)
-            }
-            for way in ways[poses]:
-                way(there)
-            with Watch():
-                for way in ways[poses]:
-                    way(there)
-    finally:
-        constant.cache_clear()
-    assert copied == []
-
-
-def test_preparing_leaves_the_batch_as_it_was(stores):
-    batch = copies(itertools.islice(ClipLoader(make(stores, flip=1), 2), 1))[0]
-    before = copies([batch])
-    prepare(batch)
-    assert_same([batch], before)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

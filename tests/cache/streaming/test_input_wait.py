@@ -1,11 +1,11 @@
-"""Promises of cache.waiting: what is waited for is counted, and its cause is named."""
+"""Promises of cache.streaming.input_wait: what is waited for is counted, and its cause is named."""
 
 import time
 
 import pytest
 import torch
 
-from harcache.cache.input_wait import Waits, Work, measured, watch
+from harcache.cache.streaming.input_wait import Waits, Work, measured, watch
 
 _CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harcache.cache.heatmaps import draw_heatmaps
+from harcache.cache.streaming.heatmaps import draw_heatmaps
 from harcache.stages import heatmap as cached
 
 _GREY = 1 / 255
