@@ -13,15 +13,12 @@ import numpy as np
 import torch
 from numcodecs import Blosc
 
-from harcache.cache.clip_store import (
-    ArraySpec,
-    IndexEntry,
-    ShardWriter,
-    create_store,
-    shard_path,
-    write_index,
-)
+from harcache.cache.array_spec import ArraySpec
+from harcache.cache.clip_index import IndexEntry
 from harcache.cache.codecs import encode_jpeg
+from harcache.cache.shard_writer import ShardWriter
+from harcache.cache.store_paths import shard_path
+from harcache.cache.store_writer import create_store, write_index
 from harcache.cache.streaming.heatmaps import draw_heatmaps
 from harcache.pipeline.video.frames import write_video
 

@@ -23,15 +23,11 @@ import yaml
 
 from harcache import cache
 from harcache.benchmarks.timing import peak_memory
-from harcache.cache.clip_store import (
-    ArraySpec,
-    IndexEntry,
-    create_store,
-    records_dir,
-    shard_path,
-    write_index,
-)
+from harcache.cache.array_spec import ArraySpec
+from harcache.cache.clip_index import IndexEntry
 from harcache.cache.sampling import clip_rng
+from harcache.cache.store_paths import records_dir, shard_path
+from harcache.cache.store_writer import create_store, write_index
 from harcache.cache.streaming.dataset import ClipDataset
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.files import partial_path

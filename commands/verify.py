@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from harcache import cache
-from harcache.cache.clip_store import index_problems, mark_incomplete
+from harcache.cache.clip_index import index_problems
 from harcache.cache.errors import CacheError
+from harcache.cache.store_writer import mark_incomplete
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.progress import notice, progress
 from harcache.pipeline.base.threads import thread_pool

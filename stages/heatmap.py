@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from harcache.cache.annotations import read_joints, read_poses, read_positions
-from harcache.cache.clip_store import ArraySpec, ShardWriter
+from harcache.cache.array_spec import ArraySpec
 from harcache.cache.sampling import stored_frames
+from harcache.cache.shard_writer import ShardWriter
 from harcache.pipeline.base.fingerprints import fingerprint
 from harcache.pipeline.clips import Clip
 from harcache.pipeline.params import DatasetParams, HeatmapParams

@@ -11,8 +11,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from harcache.cache.clip_store import ArraySpec, ShardWriter
+from harcache.cache.array_spec import ArraySpec
 from harcache.cache.sampling import stored_frames
+from harcache.cache.shard_writer import ShardWriter
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.fingerprints import fingerprint
 from harcache.pipeline.clips import Clip

@@ -15,7 +15,7 @@ import torch
 from lightning_fabric import Fabric, seed_everything
 from torch import nn
 
-from harcache.cache.clip_store import records_dir
+from harcache.cache.store_paths import records_dir
 from harcache.cache.streaming.dataset import ClipDataset
 from harcache.cache.streaming.decoder_processes import default_workers
 from harcache.cache.streaming.loader import ClipLoader

@@ -9,15 +9,12 @@ import numpy as np
 import pytest
 
 from harcache import cache
-from harcache.cache.clip_store import (
-    ArraySpec,
-    IndexEntry,
-    ShardWriter,
-    create_store,
-    shard_path,
-    write_index,
-)
+from harcache.cache.array_spec import ArraySpec
+from harcache.cache.clip_index import IndexEntry
 from harcache.cache.codecs import decode_jpeg
+from harcache.cache.shard_writer import ShardWriter
+from harcache.cache.store_paths import shard_path
+from harcache.cache.store_writer import create_store, write_index
 from harcache.pipeline.base.fingerprints import fingerprint
 
 _TEXT = (Path(__file__).parents[1] / "docs" / "format.md").read_text()

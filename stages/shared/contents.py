@@ -12,7 +12,7 @@ import numpy as np
 
 from harcache import cache
 from harcache.cache.annotations import read_detections, read_poses, read_positions
-from harcache.cache.clip_store import records_dir
+from harcache.cache.store_paths import records_dir
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.fingerprints import fingerprint
 from harcache.pipeline.base.progress import progress

@@ -10,17 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from harcache.cache.clip_store import (
-    ArraySpec,
-    IndexEntry,
-    ShardWriter,
-    create_store,
-    records_dir,
-    shard_path,
-    write_index,
-)
+from harcache.cache.array_spec import ArraySpec
+from harcache.cache.clip_index import IndexEntry
 from harcache.cache.errors import StaleStoreError
 from harcache.cache.sampling import stored_frames
+from harcache.cache.shard_writer import ShardWriter
+from harcache.cache.store_paths import records_dir, shard_path
+from harcache.cache.store_writer import create_store, write_index
 from harcache.pipeline.base.files import partial_path, writing
 from harcache.pipeline.base.fingerprints import fingerprint
 from harcache.pipeline.base.progress import notice

@@ -12,17 +12,14 @@ from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from harcache.cache import shard_reader
-from harcache.cache.clip_store import (
-    ArraySpec,
-    IndexEntry,
-    ShardWriter,
-    create_store,
-    shard_path,
-    write_index,
-)
+from harcache.cache.array_spec import ArraySpec
+from harcache.cache.clip_index import IndexEntry
 from harcache.cache.codecs import JpegCodec
 from harcache.cache.errors import CacheError
 from harcache.cache.shard_reader import ShardReader
+from harcache.cache.shard_writer import ShardWriter
+from harcache.cache.store_paths import shard_path
+from harcache.cache.store_writer import create_store, write_index
 
 _DIRECT = {
     "jpeg": (JpegCodec(90), [Crc32cCodec()]),

@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from harcache import cache
-from harcache.cache.clip_store import IndexEntry, write_index
+from harcache.cache.clip_index import IndexEntry
 from harcache.cache.errors import CacheError
+from harcache.cache.store_writer import write_index
 from harcache.cache.streaming.dataset import ClipDataset
 from harcache.cache.streaming.loader import ClipLoader
 from harcache.cli import main

@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as hnp
 
 from harcache import cache
 from harcache.cache.annotations import read_poses
-from harcache.cache.clip_store import records_dir
 from harcache.cache.errors import CacheError
+from harcache.cache.store_paths import records_dir
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.clips import read_manifest
 from harcache.pipeline.params import DatasetParams, FramesParams, HeatmapParams

@@ -5,15 +5,12 @@ import itertools
 import numpy as np
 import torch
 
-from harcache.cache.clip_store import (
-    ArraySpec,
-    IndexEntry,
-    ShardWriter,
-    create_store,
-    open_store,
-    shard_path,
-    write_index,
-)
+from harcache.cache.array_spec import ArraySpec
+from harcache.cache.clip_index import IndexEntry
+from harcache.cache.clip_store import open_store
+from harcache.cache.shard_writer import ShardWriter
+from harcache.cache.store_paths import shard_path
+from harcache.cache.store_writer import create_store, write_index
 from harcache.cache.streaming.dataset import ClipDataset
 
 LENGTHS = [5, 48, 70, 120, 30, 96, 200, 12, 60, 51, 49]

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from harcache.cache.clip_store import ArraySpec, shard_path
+from harcache.cache.array_spec import ArraySpec
 from harcache.cache.sampling import uniform_sample_test
+from harcache.cache.store_paths import shard_path
 from harcache.cache.streaming import batch_memory
 from harcache.cache.streaming.loader import ClipLoader
 from harcache.pipeline.base.errors import HarcacheError

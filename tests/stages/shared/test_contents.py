@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from harcache import cache
-from harcache.cache.clip_store import mark_incomplete
+from harcache.cache.store_writer import mark_incomplete
 from harcache.cli import main
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.params import DatasetParams

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from harcache import cache
-from harcache.cache.clip_store import ArraySpec, write_index
+from harcache.cache.array_spec import ArraySpec
+from harcache.cache.store_writer import write_index
 from harcache.stages.shared.store_parts import StoreSpec, _create
 
 
