@@ -1,6 +1,5 @@
 """Times rivals in turns, so that a machine that slows down slows all of them."""
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,7 +7,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from harcache.pipeline.base.files import write_atomically
+from harcache.pipeline.base.tables import write_json
 
 __all__ = ["peak_memory", "side_by_side", "write_results"]
 
@@ -30,7 +29,7 @@ def side_by_side(
 def write_results(path: Path | None, results: Mapping[str, Any]) -> None:
     """Write what was measured as JSON, where a file was asked for."""
     if path is not None:
-        write_atomically(path, (json.dumps(results, indent=1) + "\n").encode())
+        write_json(path, results)
 
 
 def peak_memory() -> int:

@@ -3,7 +3,6 @@
 A long video is cut into windows; all that is kept of it are boxes, keypoints and the windows' few crops.
 """
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ import torch
 
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.progress import progress
+from harcache.pipeline.base.tables import json_text
 from harcache.pipeline.clips import read_classes
 from harcache.pipeline.datasets.layout import find_videos
 from harcache.pipeline.params import DatasetParams, from_mapping
@@ -74,7 +74,7 @@ def run(
             if not as_json:
                 print(_as_text(found[-1]))
     if as_json:
-        print(json.dumps(predictor.about | {"videos": found, "failed": failed}, indent=1))
+        print(json_text(predictor.about | {"videos": found, "failed": failed}))
     if failed:
         raise HarcacheError(f"{len(failed)} of {len(paths)} videos failed, for the reasons above")
 

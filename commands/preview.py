@@ -4,7 +4,6 @@ Straight from the stores, so what is seen is what training sees; what is not the
 """
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,6 +17,7 @@ from harcache.cache.sampling import rgb_positions, stored_frames, uniform_sample
 from harcache.pipeline.base.errors import HarcacheError, did_you_mean
 from harcache.pipeline.base.files import write_atomically
 from harcache.pipeline.base.progress import notice, progress
+from harcache.pipeline.base.tables import json_text
 from harcache.pipeline.clips import Clip, read_classes, read_manifest
 from harcache.pipeline.params import DatasetParams, SampleParams
 from harcache.pipeline.video.frames import read_frames, write_video
@@ -76,7 +76,7 @@ def run(
                 print(f"{made[-1]['picture']}\n{made[-1]['video']}")
             bar.advance()
     if as_json:
-        print(json.dumps({"dataset": workspace.dataset, "previews": made}, indent=1))
+        print(json_text({"dataset": workspace.dataset, "previews": made}))
 
 
 def choose(clips: Sequence[Clip], ids: Sequence[str], params: DatasetParams, count: int) -> list[Clip]:

@@ -4,7 +4,6 @@ Files are compared with the digests that records, indices and counts keep: each 
 A damaged part is removed whole and its stage makes it again; mending inside it would need trust in the rest.
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from harcache.cache.errors import CacheError
 from harcache.cache.store_writer import mark_incomplete
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.progress import notice, progress
+from harcache.pipeline.base.tables import json_text
 from harcache.pipeline.base.threads import thread_pool
 from harcache.pipeline.clips import read_manifest
 from harcache.pipeline.work.outcomes import listed_tables, table_problem
@@ -105,7 +105,7 @@ def report(found: Verified, dataset: str, repaired: bool, as_json: bool = False)
     """Print what was found, and raise HarcacheError when something is wrong that is not repaired."""
     tell: Callable[[str], None] = notice if as_json else print
     if as_json:
-        print(json.dumps({"dataset": dataset, "repaired": repaired} | asdict(found), indent=1, default=str))
+        print(json_text({"dataset": dataset, "repaired": repaired} | asdict(found)))
     for problem in found.problems:
         tell(str(problem))
     for stray in found.strays:

@@ -4,19 +4,17 @@ Plain CSV, so that a person can read, compare and mend the tables; everything re
 become file names and videos become paths.
 """
 
-import csv
-import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from harcache.pipeline.base.errors import HarcacheError
-from harcache.pipeline.base.files import write_if_changed
 from harcache.pipeline.base.fingerprints import fingerprint
 from harcache.pipeline.base.garbage import collection_paused
+from harcache.pipeline.base.tables import Table, read_table, write_table
 
 __all__ = [
     "Clip",
@@ -140,7 +138,7 @@ def write_manifest(path: Path | str, clips: Sequence[Clip]) -> bool:
     labels = sorted({protocol for clip in clips for protocol, _ in clip.labels})
     splits = sorted({protocol for clip in clips for protocol, _ in clip.splits})
     header = (*_COLUMNS, *_OPTIONAL, *(f"label_{p}" for p in labels), *(f"split_{p}" for p in splits))
-    return _write_table(Path(path), header, (_to_row(clip, labels, splits) for clip in clips))
+    return write_table(Path(path), header, (_to_row(clip, labels, splits) for clip in clips))
 
 
 def _to_row(clip: Clip, labels: Sequence[str], splits: Sequence[str]) -> list[Any]:
@@ -155,17 +153,16 @@ def read_manifest(path: Path | str) -> list[Clip]:
     Raises HarcacheError, with the file and the line, for a missing file or column, a value of the wrong
     type, an unsafe id or path, and an id that comes twice.
     """
-    clips: list[Clip] = []
+    found = _read_table(Path(path), _clip_from_row, _COLUMNS)
     lines: dict[str, int] = {}
-    for line, clip in _read_table(Path(path), _COLUMNS, _clip_from_row):
+    for line, clip in zip(found.lines, found.rows, strict=True):
         if clip.id in lines:
             raise HarcacheError(
                 f"{path}, line {line}: clip id '{clip.id}' is already on line {lines[clip.id]}; "
                 "expected every id once"
             )
         lines[clip.id] = line
-        clips.append(clip)
-    return clips
+    return found.rows
 
 
 def _clip_from_row(row: Mapping[str, str]) -> Clip:
@@ -204,13 +201,14 @@ def _number(row: Mapping[str, str], column: str, kind: Callable[[str], Any]) -> 
 def write_classes(path: Path | str, classes: Mapping[str, Sequence[str]]) -> bool:
     """Write the class names of each protocol, in the order of their numbers; return whether it changed."""
     rows = ((p, label, name) for p in sorted(classes) for label, name in enumerate(classes[p]))
-    return _write_table(Path(path), _CLASS_COLUMNS, rows)
+    return write_table(Path(path), _CLASS_COLUMNS, rows)
 
 
 def read_classes(path: Path | str) -> dict[str, list[str]]:
     """Read {protocol: names}, where the class of number i is ``names[i]``; a gap raises HarcacheError."""
     classes: dict[str, list[str]] = {}
-    for line, (protocol, label, name) in _read_table(Path(path), _CLASS_COLUMNS, _class_from_row):
+    found = _read_table(Path(path), _class_from_row, _CLASS_COLUMNS)
+    for line, (protocol, label, name) in zip(found.lines, found.rows, strict=True):
         names = classes.setdefault(protocol, [])
         if label != len(names):
             raise HarcacheError(
@@ -225,28 +223,9 @@ def _class_from_row(row: Mapping[str, str]) -> tuple[str, int, str]:
     return row["protocol"], _number(row, "label", int), row["name"]
 
 
-def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bool:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return write_if_changed(path, text.getvalue().encode())
-
-
 def _read_table(
-    path: Path, columns: Sequence[str], parse: Callable[[Mapping[str, str]], _Row]
-) -> Iterator[tuple[int, _Row]]:
+    path: Path, parse: Callable[[Mapping[str, str]], _Row], columns: Sequence[str]
+) -> Table[_Row]:
     if not path.is_file():
         raise HarcacheError(f"{path} is missing; run the index stage, which writes it")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            missing = [name for name in columns if name not in (reader.fieldnames or ())]
-            if missing:
-                raise HarcacheError(f"no column {', '.join(missing)}; run the index stage again")
-            for row in reader:
-                if None in row or None in row.values():
-                    raise HarcacheError("wrong number of columns: expected as many as in the first line")
-                yield reader.line_num, parse(row)
-        except (HarcacheError, csv.Error, UnicodeDecodeError) as error:
-            raise HarcacheError(f"{path}, line {max(reader.line_num, 1)}: {error}") from error
+    return read_table(path, parse, columns, remedy="; run the index stage again")

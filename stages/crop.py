@@ -4,8 +4,6 @@ One box for the whole clip keeps the motion of the persons in the picture (EPAM-
 would follow them and lose it.
 """
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,9 +14,9 @@ import numpy as np
 
 from harcache.cache.annotations import read_poses
 from harcache.pipeline.base.errors import HarcacheError
-from harcache.pipeline.base.files import write_if_changed
 from harcache.pipeline.base.fingerprints import fingerprint
 from harcache.pipeline.base.progress import progress
+from harcache.pipeline.base.tables import read_table, write_table
 from harcache.pipeline.clips import Clip, read_manifest
 from harcache.pipeline.params import CropParams, DatasetParams
 from harcache.pipeline.work.engine import Engine
@@ -33,7 +31,6 @@ __all__ = ["Crop", "crop_of", "flag_counts", "global_box", "read_crops", "run"]
 _COLUMNS = ("id", "x1", "y1", "x2", "y2", "source", "fingerprint")
 # Tables of before have none of these, or not all; their clips are measured again.
 _QUALITY = ("persons", "confidence", "outside", "changes", "seen", "flags")
-_HEADS = (_COLUMNS, (*_COLUMNS, *(name for name in _QUALITY if name != "seen")), _COLUMNS + _QUALITY)
 _LEAST_EXTENT = 10.0  # pixels; persons smaller than that are no persons (released code)
 WHOLE_IMAGE = "whole image"
 
@@ -147,21 +144,11 @@ def read_crops(path: Path) -> dict[str, Crop]:
     """Read ``crops.csv`` as {clip id: crop}; raises HarcacheError, with the line, where it can't be read."""
     if not path.is_file():
         raise HarcacheError(f"{path} is missing; run the crop stage, which writes it")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        try:
-            if tuple(rows.fieldnames or ()) not in _HEADS:
-                raise ValueError(f"expected the columns {','.join(_COLUMNS)}")
-            return {row["id"]: _crop_from_row(row) for row in rows}
-        except (ValueError, csv.Error) as error:
-            raise HarcacheError(
-                f"{path}, line {rows.line_num}: {error}; delete it and run the crop stage again"
-            ) from error
+    found = read_table(path, _crop_from_row, _COLUMNS, remedy="; delete it and run the crop stage again")
+    return {crop.id: crop for crop in found.rows}
 
 
 def _crop_from_row(row: Mapping[str, str]) -> Crop:
-    if None in row or None in row.values():
-        raise ValueError("wrong number of columns")
     x1, y1, x2, y2 = (int(row[name]) for name in ("x1", "y1", "x2", "y2"))
     if x1 >= x2 or y1 >= y2:
         raise ValueError(f"the box {x1} {y1} {x2} {y2} is empty")
@@ -174,11 +161,7 @@ def _crop_from_row(row: Mapping[str, str]) -> Crop:
 
 
 def _write_crops(path: Path, crops: Sequence[Crop]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS + _QUALITY)
-    writer.writerows(_to_row(crop) for crop in crops)
-    write_if_changed(path, text.getvalue().encode())
+    write_table(path, _COLUMNS + _QUALITY, map(_to_row, crops))
 
 
 def _to_row(crop: Crop) -> tuple[Any, ...]:

@@ -5,9 +5,7 @@ need not make it again.
 """
 
 import base64
-import csv
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
@@ -21,6 +19,7 @@ from harcache import cache
 from harcache.cache.annotations import read_detections
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.files import write_atomically
+from harcache.pipeline.base.tables import read_json, read_rows, read_table
 from harcache.pipeline.clips import Clip, read_classes, read_manifest
 from harcache.pipeline.work.outcomes import read_counts, read_failures
 from harcache.pipeline.work.parts import dataset_lock, read_records
@@ -44,6 +43,7 @@ _LONGEST = 600  # letters of a reason
 _PAIRS = 20
 _DIGITS = 12  # of a count of clips, so that sums fit in 64 bits
 _ROOM = 4_000_000  # letters of an evaluation's confusion matrices: those of 400 classes take a megabyte each
+_AGAIN = "; run the stage that writes it again"
 _STYLES = ("colours.css", "report.css", "matrix.css")
 _MEANINGS = {
     "nobody": "no person was found",
@@ -416,13 +416,11 @@ def _matrices(folder: Path, networks: Sequence[str]) -> list[tuple[str, Markup |
 
 def _confusions(path: Path) -> tuple[list[str], np.ndarray]:
     """Return the class names, and how many clips of each (rows) are taken for which: (classes, classes)."""
-    header, rows = _table(path)
+    header, *rows = [fields for _, fields in read_rows(path, remedy=_AGAIN)] or [[]]
     classes = header[1:]
     square = [row[:1] for row in rows] == [[name] for name in classes]
     if not classes or not square or any(len(row) != len(header) for row in rows):
-        raise HarcacheError(
-            f"{path}: expected a row and a column for each class; run the stage that writes it again"
-        )
+        raise HarcacheError(f"{path}: expected a row and a column for each class{_AGAIN}")
     return classes, np.array([[_count(path, text) for text in row[1:]] for row in rows], np.int64)
 
 
@@ -555,35 +553,19 @@ def _number(path: Path, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise HarcacheError(f"{path}: '{text}' is no number; run the stage that writes it again") from None
+        raise HarcacheError(f"{path}: '{text}' is no number{_AGAIN}") from None
 
 
 def _count(path: Path, text: str) -> int:
     if not text.isdecimal() or len(text) > _DIGITS:
-        raise HarcacheError(f"{path}: '{text}' is no count; run the stage that writes it again")
+        raise HarcacheError(f"{path}: '{text}' is no count{_AGAIN}")
     return int(text)
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise HarcacheError(f"{path} is no JSON ({error}); run the stage that writes it again") from error
-    if not isinstance(found, dict):
-        raise HarcacheError(f"{path} holds no table; run the stage that writes it again")
-    return found
+    return read_json(path, remedy=_AGAIN)
 
 
 def _rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
-    header, rows = _table(path)
-    if header != list(columns) or any(len(row) != len(columns) for row in rows):
-        raise HarcacheError(
-            f"{path}: expected the columns {','.join(columns)}; run the stage that writes it again"
-        )
-    return rows
-
-
-def _table(path: Path) -> tuple[list[str], list[list[str]]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        header, *rows = [*csv.reader(file)] or [[]]
-    return header, rows
+    """Return the rows of a table as ``columns`` are asked for."""
+    return read_table(path, lambda row: [row[name] for name in columns], columns, remedy=_AGAIN).rows

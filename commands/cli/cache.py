@@ -1,11 +1,10 @@
 """cache: what the caches hold, and whether any bit of them has changed."""
 
-import json
-
 import click
 
 from harcache.commands.cli.options import dataset_argument, json_option
 from harcache.commands.running import workspace_of
+from harcache.pipeline.base.tables import json_text
 
 __all__ = ["cache"]
 
@@ -26,7 +25,7 @@ def cache_info(dataset: str, as_json: bool) -> None:
     from harcache.stages.shared import contents as caches
 
     found = caches.info(workspace_of(dataset))
-    click.echo(json.dumps(found, indent=1) if as_json else caches.describe(found))
+    click.echo(json_text(found) if as_json else caches.describe(found))
 
 
 @cache.command(name="digest")
@@ -44,7 +43,7 @@ def cache_digest(dataset: str, as_json: bool) -> None:
     clips = caches.digests(workspace_of(dataset))
     total = caches.total(clips)
     if as_json:
-        click.echo(json.dumps({"dataset": dataset, "digest": total, "clips": clips}, indent=1))
+        click.echo(json_text({"dataset": dataset, "digest": total, "clips": clips}))
     else:
         click.echo("\n".join([*(f"{digest}  {id}" for id, digest in clips.items()), f"{total}  total"]))
 

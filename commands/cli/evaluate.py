@@ -1,6 +1,5 @@
 """evaluate: how right the networks are."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import click
 
 from harcache.commands.cli.options import json_option, stage_options
 from harcache.commands.running import run_stage, stdout_for_json
+from harcache.pipeline.base.tables import json_text
 
 __all__ = ["evaluate"]
 
@@ -47,4 +47,4 @@ def evaluate(
         else:
             metrics = run_stage("evaluate", **options)
     if as_json:
-        click.echo(json.dumps(metrics, indent=1))
+        click.echo(json_text(metrics))

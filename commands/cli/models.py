@@ -1,12 +1,12 @@
 """What is asked of networks by themselves: models, export, weights."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from harcache.commands.cli.options import json_option
+from harcache.pipeline.base.tables import json_text
 
 __all__ = ["export", "list_models", "weights"]
 
@@ -22,7 +22,7 @@ def list_models(classes: int, as_json: bool) -> None:
     from harcache.models.summary import as_table, summarise
 
     found = summarise(classes)
-    click.echo(json.dumps([asdict(one) for one in found], indent=1) if as_json else as_table(found))
+    click.echo(json_text([asdict(one) for one in found]) if as_json else as_table(found))
 
 
 @click.command()

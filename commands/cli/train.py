@@ -1,6 +1,5 @@
 """train: one network from the caches."""
 
-import json
 import signal
 import sys
 from dataclasses import asdict
@@ -10,6 +9,7 @@ import click
 
 from harcache.commands.cli.options import json_option, stage_options
 from harcache.commands.running import is_first_process, let_threads_rest, run_stage, stdout_for_json
+from harcache.pipeline.base.tables import json_text
 from harcache.stages.shared.workspace import NETWORKS
 
 __all__ = ["train"]
@@ -46,7 +46,7 @@ def train(
     with stdout_for_json(as_json):
         summary = run_stage("train", network, how=how, **options)
     if as_json and is_first_process():
-        click.echo(json.dumps(asdict(summary), indent=1))
+        click.echo(json_text(asdict(summary)))
     if summary.stopped is not None:
         # As a shell says it of a process that a signal ended.
         sys.exit(128 + signal.Signals[summary.stopped])

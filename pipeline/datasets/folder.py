@@ -4,7 +4,6 @@ Who is tested comes from the table's column ``split``, from named subjects, or f
 never parts a group, else a subject, else a video. Clips without a label are indexed too, in no split.
 """
 
-import csv
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from harcache.pipeline.base.errors import HarcacheError, did_you_mean
 from harcache.pipeline.base.fingerprints import fingerprint
 from harcache.pipeline.base.folders import is_utf8
+from harcache.pipeline.base.tables import read_table
 from harcache.pipeline.datasets.layout import Entry, Scan, distinct, find_videos
 from harcache.pipeline.params import IndexParams
 
@@ -24,6 +24,7 @@ _SPLITS = ("train", "val", "test")
 _SPLIT_FOLDERS = {name: name for name in _SPLITS} | {
     "training": "train", "valid": "val", "validation": "val", "testing": "test"
 }  # fmt: skip
+_COLUMNS = ("path", "label", "split", "subject", "group", "start", "end")
 _WHOLE_NUMBERS = ("subject", "start", "end")
 _UNSAFE = re.compile(r"[^\w.+=@-]+")
 
@@ -80,36 +81,20 @@ def _read_table(root: Path, table: str) -> list[dict[str, str]]:
     path = root / table
     if not path.is_file():
         raise HarcacheError(f"{path} is missing: expected a CSV table there, or no 'table' in params.yaml")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, strict=True, skipinitialspace=True)
-        try:
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            if "path" not in columns:
-                raise HarcacheError(
-                    "no column 'path': expected path,label[,split,subject,group,start,end]. Columns found: "
-                    f"{', '.join(columns) or 'none'}"
-                )
-            reader.fieldnames = columns
-            return _checked_rows(reader)
-        except (HarcacheError, csv.Error, UnicodeDecodeError) as error:
-            raise HarcacheError(f"{path}, line {max(reader.line_num, 1)}: {error}") from error
+    seen: set[tuple[str, str, str]] = set()
 
-
-def _checked_rows(reader: csv.DictReader) -> list[dict[str, str]]:
-    rows: dict[tuple[str, ...], dict[str, str]] = {}
-    for raw in reader:
+    def checked(raw: Mapping[str, str]) -> dict[str, str]:
         row = _checked_row(raw)
         place = row["path"], row.get("start", ""), row.get("end", "")
-        if place in rows:
+        if place in seen:
             raise HarcacheError(f"{row['path']} is listed twice: expected every clip once")
-        rows[place] = row
-    return list(rows.values())
+        seen.add(place)
+        return row
+
+    return read_table(path, checked, ["path"], known=_COLUMNS, strip=True).rows
 
 
-def _checked_row(raw: Mapping[str, str | None]) -> dict[str, str]:
-    if None in raw or None in raw.values():
-        raise HarcacheError("wrong number of columns: expected as many as in the first line")
-    row = {name: (text or "").strip() for name, text in raw.items()}
+def _checked_row(row: Mapping[str, str]) -> dict[str, str]:
     video = PurePosixPath(row["path"])
     if not video.name or video.is_absolute() or ".." in video.parts or "\0" in row["path"]:
         raise HarcacheError(f"path {row['path']!r}: expected a path under the folder of videos, without '..'")
@@ -121,7 +106,7 @@ def _checked_row(raw: Mapping[str, str | None]) -> dict[str, str]:
     start, end = _range(row)
     if end is not None and start >= end:
         raise HarcacheError(f"start {start} and end {end}: expected start < end, which is one past the last")
-    return row | {"path": video.as_posix()}
+    return {**row, "path": video.as_posix()}
 
 
 def _range(row: Mapping[str, str]) -> tuple[int, int | None]:

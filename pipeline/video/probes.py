@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from harcache.pipeline.base.files import write_if_changed
+from harcache.pipeline.base.tables import parse_json
 from harcache.pipeline.video.frames import Probe, VideoError, probe
 
 __all__ = ["Probed", "look_at", "read_probes", "recorder", "write_probes"]
@@ -77,9 +78,9 @@ def _to_line(probed: Probed) -> str:
 
 def _from_line(line: str) -> Probed | None:
     try:
-        values = json.loads(line)
+        values = parse_json(line)
         found = values.pop("probe")
         hash(values["video"])
         return Probed(**values, probe=found and Probe(**found))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -4,9 +4,6 @@ Only clips that are not ok are listed: a list of all of them would repeat the ma
 and hold a digest of every table that the stage wrote, since DVC moves them together with those.
 """
 
-import csv
-import io
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +14,7 @@ from typing import Any, Protocol
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.files import file_digest, write_if_changed
 from harcache.pipeline.base.fingerprints import fingerprint
+from harcache.pipeline.base.tables import json_text, parse_json, read_table, write_table
 from harcache.pipeline.work.parts import file_problem
 
 __all__ = [
@@ -62,25 +60,20 @@ class Counts:
 
 def write_failures(path: Path, outcomes: Iterable[Ended]) -> bool:
     """Write id, status and reason of the outcomes that are not ok, by id; return whether it changed."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    writer.writerows(sorted((o.id, o.status, o.reason) for o in outcomes if o.status != "ok"))
-    return write_if_changed(path, text.getvalue().encode())
+    rows = sorted((o.id, o.status, o.reason) for o in outcomes if o.status != "ok")
+    return write_table(path, _COLUMNS, rows)
 
 
 def read_failures(path: Path) -> list[tuple[str, str, str]]:
     """Read what `write_failures` wrote: (id, status, reason)."""
     if not path.is_file():
         raise HarcacheError(f"{path} is missing; run the stage of that name, which writes it")
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise HarcacheError(f"{path} can't be read ({error}); run the stage again") from error
-    if rows[:1] != [list(_COLUMNS)] or any(len(row) != len(_COLUMNS) for row in rows):
-        raise HarcacheError(f"{path}: expected the columns {','.join(_COLUMNS)}; run the stage again")
-    return [(name, status, reason) for name, status, reason in rows[1:]]
+    found = read_table(path, _failure_from_row, _COLUMNS, remedy="; run the stage again")
+    return found.rows
+
+
+def _failure_from_row(row: Mapping[str, str]) -> tuple[str, str, str]:
+    return row["id"], row["status"], row["reason"]
 
 
 def write_counts(path: Path, counts: Counts, tables: Iterable[Path] = ()) -> bool:
@@ -115,7 +108,7 @@ def table_problem(table: Path, path: Path) -> str | None:
 def _read_counts(path: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes()
-        values = json.loads(text)
+        values = parse_json(text)
         values.pop("digest", None)
         if not {"ok", "skipped", "failed"} <= values.keys() or text != _counts_text(values):
             raise ValueError("it does not match its digest")
@@ -133,7 +126,7 @@ def _read_counts(path: Path) -> dict[str, Any]:
 def _counts_text(values: Mapping[str, Any]) -> bytes:
     # Those of earlier versions have neither tables nor a digest.
     sealed = dict(values) | ({"digest": fingerprint(values)} if "tables" in values else {})
-    return (json.dumps(sealed, indent=1) + "\n").encode()
+    return (json_text(sealed) + "\n").encode()
 
 
 def check_max_failed(stage: str, counts: Counts, max_failed: float, failures_path: Path) -> None:

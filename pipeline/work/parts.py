@@ -8,7 +8,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import socket
 import sys
@@ -20,6 +19,7 @@ from typing import Literal, TextIO
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.files import commit_file, file_digest, flush, write_atomically
 from harcache.pipeline.base.garbage import collection_paused
+from harcache.pipeline.base.tables import json_text, parse_json
 
 __all__ = [
     "Outcome",
@@ -69,12 +69,12 @@ class Record:
 
     def to_json(self) -> str:
         """Return the record as text, the same for the same record."""
-        return _sealed(json.dumps(asdict(self), indent=1).removesuffix("\n}"))
+        return _sealed(json_text(asdict(self)).removesuffix("\n}"))
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
         """Read what `to_json` gave; anything else raises ValueError, KeyError or TypeError."""
-        values = json.loads(text)
+        values = parse_json(text)
         if values["format"] != _FORMAT:
             raise ValueError(f"format {values['format']}: this version reads {_FORMAT}")
         if text != _sealed(text.rpartition(_SEAL)[0]):

@@ -4,10 +4,8 @@ The scores are an .npz: NumPy alone reads it, without running code in it, and it
 of NTU 120's scores would be several times as large.
 """
 
-import csv
 import io
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from harcache.pipeline.base.files import write_atomically
+from harcache.pipeline.base.tables import write_json, write_table
 from harcache.pipeline.clips import Clip
 from harcache.stages.pictures.matrix import confusion_matrix
 from harcache.stages.scoring.accuracy import confusion, hardest_pairs, per_class
@@ -85,10 +84,10 @@ def write_results(
         (clip.id, classes[label], classes[number])
         for clip, label, number in zip(clips, labels, shown.scores.argmax(axis=1), strict=True)
     ]
-    _write_table(outputs.predictions, ("id", "actual", "predicted"), said)
+    write_table(outputs.predictions, ("id", "actual", "predicted"), said)
     _write_scores(outputs.folder / "scores.npz", clips, labels, classes, scored)
     _write_tables(outputs.folder, labels, classes, scored)
-    write_atomically(outputs.metrics, (json.dumps(metrics, indent=1, sort_keys=True) + "\n").encode())
+    write_json(outputs.metrics, metrics, sort_keys=True)
 
 
 def _write_scores(
@@ -106,7 +105,7 @@ def _write_tables(folder: Path, labels: np.ndarray, classes: Sequence[str], scor
     by_class, by_pair, costs = [], [], []
     for one in scored:
         counts = confusion(one.scores.argmax(axis=1), labels, len(classes))
-        _write_table(
+        write_table(
             folder / "tables" / f"confusion-{one.name}.csv",
             ("actual", *classes),
             ((name, *row) for name, row in zip(classes, counts.tolist(), strict=True)),
@@ -123,16 +122,8 @@ def _write_tables(folder: Path, labels: np.ndarray, classes: Sequence[str], scor
             milliseconds = f"{1000 * cost.latency:.2f}"
             costs.append((one.name, cost.parameters, cost.multiply_adds, milliseconds, cost.device))
     tables = folder / "tables"
-    _write_table(tables / "classes.csv", ("network", *_CLASS_COLUMNS), by_class)
+    write_table(tables / "classes.csv", ("network", *_CLASS_COLUMNS), by_class)
     taken_for = ("network", "first", "second", "first_as_second", "second_as_first", "clips", "rate")
-    _write_table(tables / "pairs.csv", taken_for, by_pair)
+    write_table(tables / "pairs.csv", taken_for, by_pair)
     costs_of = ("network", "parameters", "multiply_adds", "latency_ms", "device")
-    _write_table(tables / "networks.csv", costs_of, costs)
-
-
-def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+    write_table(tables / "networks.csv", costs_of, costs)

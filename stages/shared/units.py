@@ -3,7 +3,6 @@
 A stage gives what it wants of each clip and a function that makes one part; the rest is here, once.
 """
 
-import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harcache.pipeline.base.errors import HarcacheError, StandstillError
-from harcache.pipeline.base.files import partial_path, write_atomically
+from harcache.pipeline.base.files import partial_path
 from harcache.pipeline.base.fingerprints import fingerprint
+from harcache.pipeline.base.tables import write_json
 from harcache.pipeline.clips import Clip
 from harcache.pipeline.work.engine import Engine, Report
 from harcache.pipeline.work.outcomes import Counts, check_max_failed, write_counts, write_failures
@@ -284,7 +284,7 @@ def _keep_rate(path: Path, reports: Sequence[Report]) -> None:
         "seconds": own,
         "share": {kind: spent / (own or 1.0) for kind, spent in sorted(seconds.items())},
     }
-    write_atomically(path, (json.dumps(rate, indent=1) + "\n").encode())
+    write_json(path, rate)
 
 
 def _seconds(reports: Sequence[Report]) -> Counter[str]:

@@ -4,8 +4,6 @@ All rows are kept with the training's state and written anew when it goes on, so
 nothing twice.
 """
 
-import csv
-import io
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harcache.pipeline.base.errors import HarcacheError
-from harcache.pipeline.base.files import write_atomically
+from harcache.pipeline.base.tables import write_table
 
 __all__ = ["Curves", "Journal"]
 
@@ -73,11 +71,8 @@ class Curves:
     def write(self, folder: Path) -> None:
         """Write loss.csv and accuracy.csv."""
         for place, name in ((2, "loss"), (3, "accuracy")):
-            text = io.StringIO()
-            writer = csv.writer(text, lineterminator="\n")
-            writer.writerow(("epoch", "split", name))
-            writer.writerows((row[0], row[1], f"{row[place]:.5f}") for row in sorted(self.rows))
-            write_atomically(folder / f"{name}.csv", text.getvalue().encode())
+            rows = ((row[0], row[1], f"{row[place]:.5f}") for row in sorted(self.rows))
+            write_table(folder / f"{name}.csv", ("epoch", "split", name), rows)
 
     def latest(self) -> dict[str, dict[str, float]]:
         """Return the last row of each split: its epoch, loss and accuracy."""

@@ -300,16 +300,13 @@ def test_the_table_gives_back_what_was_written(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (
-            "",
-            r"crops\.csv, line 0: expected the columns id,x1,y1,x2,y2,source,fingerprint; delete it and run",
-        ),
-        ("id,x1,y1,x2,y2,source\n", "line 1: expected the columns id,x1"),
+        ("", r"crops\.csv, line 1: no column 'id': expected id,x1.*; delete it and run the crop stage again"),
+        ("id,x1,y1,x2,y2,source\n", "line 1: no column 'fingerprint': expected id,x1"),
         (_HEADER + _ROW + "b,1,2,3.5,4,persons,ff\n", r"line 3: .*'3\.5'; delete it and run the crop stage"),
         (_HEADER + _ROW + "b,1,2,30,40,per", "line 3: wrong number of columns"),
         (_HEADER + _ROW + "b,1,2,30,40,persons,ff,ff\n", "line 3: wrong number of columns"),
         (_HEADER + _ROW + "b,3,2,3,40,persons,ff\n", "line 3: the box 3 2 3 40 is empty"),
-        ((_HEADER + _ROW).encode() + b"\xff", "line 0: 'utf-8' codec can't decode"),
+        ((_HEADER + _ROW).encode() + b"\xff", "line 3: byte 0xff is not UTF-8"),
     ],
 )
 def test_a_damaged_table_is_named_with_its_line(tmp_path: Path, content: str | bytes, message: str) -> None:

@@ -228,7 +228,7 @@ def test_damaged_results_are_named(whole: Workspace, tmp_path: Path) -> None:
         assert re.search(f"confusion-pose.csv: .*{said}{again}$", _refusal(own, out))
     table.unlink()
     (own.evaluation / "tables" / "classes.csv").write_text("no,table\n")
-    assert "classes.csv: expected the columns network,label,name" in _refusal(own, out)
+    assert "classes.csv, line 1: no column 'network': expected network,label,name" in _refusal(own, out)
     (own.training("rgb") / "plots" / "loss.csv").write_text("epoch,split,loss\n1,train,much\n")
     assert _refusal(own, out).endswith(f"loss.csv: 'much' is no number{again}")
 

@@ -138,7 +138,7 @@ def test_a_wrong_table_is_an_error_with_its_line(tmp_path: Path, text: str, mess
 @pytest.mark.parametrize("content", [b"path,label\na.mp4,\xff\n", bytes(range(256)) * 40])
 def test_a_table_that_is_no_text_is_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "clips.csv").write_bytes(content)
-    with pytest.raises(HarcacheError, match=r"clips\.csv, line 1: "):
+    with pytest.raises(HarcacheError, match=r"clips\.csv, line [12]: "):
         scan_folder(tmp_path, IndexParams("folder", table="clips.csv"))
 
 
