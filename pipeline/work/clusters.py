@@ -12,7 +12,7 @@ import platform
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,10 +56,12 @@ def connected(workers: int | None, address: str | None, gpus: bool) -> Iterator[
             devices = _visible_gpus() if gpus else []
             count, cores, memory = _local_workers(workers, len(devices))
             stack.enter_context(dask.config.set(_local_settings(max(1, cores // count))))
-            cluster = stack.enter_context(_local_cluster(count, memory // count, devices))
+            token = stack.enter_context(_secret_dashboard())
+            cluster = stack.enter_context(_local_cluster(count, memory // count, devices, token))
             client = stack.enter_context(Client(cluster))
         elif address == SLURM:
-            client = stack.enter_context(Client(stack.enter_context(_slurm_cluster(workers))))
+            token = stack.enter_context(_secret_dashboard())
+            client = stack.enter_context(Client(stack.enter_context(_slurm_cluster(workers, token))))
         else:
             client = stack.enter_context(_client_at(address))
         _say_where_the_dashboard_is(client)
@@ -71,13 +73,43 @@ def _client_at(address: str) -> "Client":
 
     try:
         return Client(address)
+    except (TypeError, RuntimeError) as error:
+        # No key for an address of TLS, or one where the configuration wants TLS and the address has none.
+        raise HarcacheError(
+            f"Dask's configuration does not fit {address} ({' '.join(str(error).split())}); "
+            "name the scheduler's key in it, as docs/cluster.md shows"
+        ) from error
     except (OSError, ValueError) as error:
         raise HarcacheError(
             f"no Dask scheduler answers at {address} ({error}); start one, or leave --scheduler out"
         ) from error
 
 
-def _slurm_cluster(workers: int | None) -> "Cluster":
+@contextlib.contextmanager
+def _secret_dashboard() -> Iterator[str | None]:
+    """Give the token below which the dashboard of a cluster of ours answers; None where there is no bokeh.
+
+    In the block Dask's link names it, and scratch files lie in a folder of this user's own.
+    """
+    import dask
+
+    from harcache.pipeline.work.cluster_security import new_token, scratch_folder
+
+    settings = {"temporary-directory": scratch_folder()}
+    token = None
+    if importlib.util.find_spec("bokeh"):
+        token = new_token()
+        link = dask.config.get("distributed.dashboard.link").removesuffix("status")
+        settings["distributed.dashboard.link"] = f"{link}{token}/status"
+    with dask.config.set(settings):
+        yield token
+
+
+def _slurm_cluster(workers: int | None, token: str | None) -> "Cluster":
+    import dask
+
+    from harcache.pipeline.work.cluster_security import PROTOCOL, GuardedScheduler, new_security
+
     try:
         from dask_jobqueue import SLURMCluster
     except ModuleNotFoundError as error:
@@ -86,8 +118,15 @@ def _slurm_cluster(workers: int | None) -> "Cluster":
         ) from error
     if not workers:
         raise HarcacheError(f"--scheduler {SLURM} needs --workers: how many workers to ask for")
+    # Jobs read the key in files of this folder that are its user's alone, until the cluster is closed.
+    folder = dask.config.get("jobqueue.slurm.shared-temp-directory", None) or os.getcwd()
     try:
-        cluster = SLURMCluster()
+        cluster = SLURMCluster(
+            scheduler_cls=partial(GuardedScheduler, token=token),
+            security=new_security(),
+            protocol=PROTOCOL,
+            shared_temp_directory=folder,
+        )
     except ValueError as error:
         raise HarcacheError(
             f"the jobs for SLURM are not described ({str(error).partition(',')[0]}); put jobqueue.slurm into "
@@ -98,21 +137,25 @@ def _slurm_cluster(workers: int | None) -> "Cluster":
     return cluster
 
 
-def _local_cluster(count: int, memory: int, gpus: list[str]) -> "Cluster":
-    from distributed import Nanny, Scheduler, SpecCluster
+def _local_cluster(count: int, memory: int, gpus: list[str], token: str | None) -> "Cluster":
+    from distributed import Nanny, SpecCluster
+
+    from harcache.pipeline.work.cluster_security import PROTOCOL, DarkWorker, GuardedScheduler, new_security
 
     quiet, host = logging.CRITICAL, "127.0.0.1"
-    common = {"host": host, "nthreads": 1, "memory_limit": memory, "dashboard": False, "silence_logs": quiet}
-    common["preload"] = ["harcache.pipeline.base.processes"]
+    secured = {"host": host, "protocol": PROTOCOL, "security": new_security()}
+    common = secured | {"nthreads": 1, "memory_limit": memory, "dashboard": False, "silence_logs": quiet}
+    common |= {"worker_class": DarkWorker, "preload": ["harcache.pipeline.base.processes"]}
     own: list[dict[str, Any]] = [
         {"env": {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]}, "resources": {"GPU": 1}} if gpus else {}
         for i in range(count)
     ]
     # Any free port: a second run would complain about a fixed one.
-    options = {"host": host, "dashboard_address": f"{host}:0", "dashboard": _has_bokeh()}
+    options = secured | {"dashboard_address": f"{host}:0", "token": token}
     return SpecCluster(
-        scheduler={"cls": Scheduler, "options": options},
+        scheduler={"cls": GuardedScheduler, "options": options},
         workers={i: {"cls": Nanny, "options": common | own[i]} for i in range(count)},
+        security=secured["security"],
         silence_logs=quiet,
     )
 
@@ -157,10 +200,6 @@ def _local_settings(threads: int) -> dict[str, Any]:
         # The scheduler is in this process, and keeps what workers tell about each unit.
         "distributed.admin.low-level-log-length": 1000,
     }
-
-
-def _has_bokeh() -> bool:
-    return importlib.util.find_spec("bokeh") is not None
 
 
 def _say_where_the_dashboard_is(client: "Client") -> None:

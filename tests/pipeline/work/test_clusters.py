@@ -64,7 +64,7 @@ def test_workers_of_this_machine_take_turns_at_the_gpus_that_the_command_may_see
     assert devices == gpus
     count, cores, memory = clusters._local_workers(workers, len(devices))
     assert count == (workers or len(gpus) or min(count, cores)) >= 1
-    described = clusters._local_cluster(count, memory // count, devices)
+    described = clusters._local_cluster(count, memory // count, devices, None)
     options = [described[number]["options"] for number in range(count)]  # type: ignore[index]
     assert all(one["nthreads"] == 1 and one["memory_limit"] == memory // count for one in options)
     expected = [{"CUDA_VISIBLE_DEVICES": name} for name in islice(cycle(gpus), count)]
