@@ -55,7 +55,7 @@ def _clips_of_videos(
     params: DatasetParams, workspace: Workspace, threads: int | None
 ) -> tuple[list[Clip], list[Outcome], dict[str, tuple[str, ...]]]:
     """Return the clips, what there is to tell of others, and the class names of each protocol."""
-    found = scan(params.index.layout, workspace.videos, params.index)
+    found = scan(workspace.videos, params.index)
     names = sorted({entry.video for entry in found.entries})
     probed = _probe_all(workspace, names, threads)
     clips: list[Clip] = []

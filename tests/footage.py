@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from harcache.pipeline.clips import read_manifest
-from harcache.pipeline.params import DatasetParams, IndexParams, RgbParams
+from harcache.pipeline.params import DatasetParams, FolderIndexParams, RgbParams
 from harcache.pipeline.video.frames import write_video
 from harcache.pipeline.work.engine import Engine
 from harcache.stages import index, rgb
@@ -22,7 +22,7 @@ def film(project: Path, params: DatasetParams, clips: int = 6) -> tuple[DatasetP
     for number in range(clips):
         add_video(workspace, number)
     small = replace(
-        params, index=IndexParams("folder"), rgb=RgbParams(shard_rows=2 * FRAMES, size=32, codec="jpeg")
+        params, index=FolderIndexParams("folder"), rgb=RgbParams(shard_rows=2 * FRAMES, size=32, codec="jpeg")
     )
     build(small, workspace)
     return small, workspace

@@ -22,7 +22,7 @@ from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.clips import read_manifest
 from harcache.pipeline.datasets.figures import make_room, make_scene, render
 from harcache.pipeline.datasets.motion import make_look
-from harcache.pipeline.params import IndexParams
+from harcache.pipeline.params import FolderIndexParams, IndexParams
 from harcache.pipeline.video.frames import write_video
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import read_failures
@@ -306,7 +306,7 @@ def _entry(**other: object) -> dict[str, object]:
     )
 
 
-def _index(workspace: Workspace, params: IndexParams, video: str) -> None:
+def _index(workspace: Workspace, params: IndexParams | FolderIndexParams, video: str) -> None:
     """Index the folder with one good video of four frames."""
     (workspace.videos / video).parent.mkdir(parents=True, exist_ok=True)
     _encode(workspace.videos / video, count=4)
@@ -320,7 +320,7 @@ def _table(content: str | bytes) -> Callable[[Path], object]:
         workspace.videos.mkdir(parents=True)
         raw = content if isinstance(content, bytes) else content.encode()
         (workspace.videos / "table.csv").write_bytes(raw)
-        _index(workspace, IndexParams("folder", table="table.csv"), "good.mp4")
+        _index(workspace, FolderIndexParams("folder", table="table.csv"), "good.mp4")
 
     return attempt
 
@@ -420,7 +420,7 @@ REFUSALS = [
     Refusal(
         "table: an end before the start", _table("path,start,end\ngood.mp4,3,2\n"), "expected start < end"
     ),
-    Refusal("table: not UTF-8", _table(b"path,label\ngood.mp4,\xff\n"), "can't decode byte 0xff"),
+    Refusal("table: not UTF-8", _table(b"path,label\ngood.mp4,\xff\n"), "line 2: byte 0xff is not UTF-8"),
     Refusal("table: a quote that never ends", _table('path,label\ngood.mp4,"a\n'), "unexpected end of data"),
     Refusal(
         "table: a clip after the video's end", _table("path,start\ngood.mp4,9\n"), "but good.mp4 has 4 frames"
@@ -524,7 +524,7 @@ def built(
         case.make(videos / case.path)
     before = _outside(project)
     workspace = Workspace.under(project, "small", project / "videos", max_failed=1.0)
-    params = replace(PARAMS, name="small", index=IndexParams("folder"))
+    params = replace(PARAMS, name="small", index=FolderIndexParams("folder"))
     with Engine(workers=0) as engine:
         for stage in _STAGES.values():
             stage.run(params, workspace, engine)

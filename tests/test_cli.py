@@ -302,7 +302,7 @@ def test_an_unknown_parameter_is_named_in_full_with_the_nearest_one() -> None:
 
 def test_an_unknown_layout_is_answered_with_the_nearest_one(videos: Path) -> None:
     _change_params(index={"layout": "ntu06"})
-    assert _refusal("index", "mine") == "layout 'ntu06' is unknown. Did you mean 'ntu60'?"
+    assert _refusal("index", "mine") == ("datasets.mine.index.layout is 'ntu06'. Did you mean 'ntu60'?")
 
 
 def test_missing_parameters_are_answered_with_where_to_run(project: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from harcache.pipeline.datasets.figures import make_room, make_scene, render
 from harcache.pipeline.datasets.motion import make_look
-from harcache.pipeline.params import IndexParams, RgbParams
+from harcache.pipeline.params import FolderIndexParams, RgbParams
 from harcache.pipeline.video.frames import write_video
 from harcache.pipeline.work.engine import Engine
 from harcache.stages import crop, detect, index, pose, rgb
@@ -52,7 +52,9 @@ def test_ten_minutes_of_full_hd_take_no_more_memory_than_a_worker_may_have(tmp_p
 def _main(project: Path) -> None:
     """Take the video through the stages in this process and print its peak in bytes after each of them."""
     workspace = Workspace.under(project, "long", project / "videos", max_failed=0)
-    params = replace(PARAMS, name="long", index=IndexParams("folder"), rgb=RgbParams(shard_rows=512, size=64))
+    params = replace(
+        PARAMS, name="long", index=FolderIndexParams("folder"), rgb=RgbParams(shard_rows=512, size=64)
+    )
     peaks = {}
     with Engine(workers=0) as engine:
         for stage in (index, detect, pose, crop, rgb):

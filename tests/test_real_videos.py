@@ -22,9 +22,9 @@ from harcache.pipeline.clips import read_manifest
 from harcache.pipeline.datasets.demo import DemoSpec, generate_demo
 from harcache.pipeline.params import (
     DatasetParams,
+    FolderIndexParams,
     FramesParams,
     HeatmapParams,
-    IndexParams,
     RgbParams,
     load_params,
 )
@@ -54,7 +54,7 @@ def _params() -> DatasetParams:
     """The demo's networks on a folder of videos, with little stored."""
     return replace(
         load_params(_ROOT / "params.yaml", dataset="demo"),
-        index=IndexParams("folder"),
+        index=FolderIndexParams("folder"),
         frames=FramesParams(16),
         heatmap=HeatmapParams(shard_rows=64, size=28),
         rgb=RgbParams(shard_rows=64, size=112),

@@ -22,11 +22,11 @@ from harcache.pipeline.base.fingerprints import fingerprint
 from harcache.pipeline.base.progress import progress
 from harcache.pipeline.datasets import figures, motion
 from harcache.pipeline.datasets.layout import Scan
-from harcache.pipeline.datasets.ntu import TRAIN_PERFORMERS, scan_ntu60
+from harcache.pipeline.datasets.ntu import TRAIN_PERFORMERS, scan_actions
 from harcache.pipeline.params import IndexParams
 from harcache.pipeline.video.frames import write_video
 
-__all__ = ["DemoSpec", "Truth", "generate_demo", "object_pairs", "read_truth", "scan_demo"]
+__all__ = ["DemoSpec", "Truth", "generate_demo", "object_pairs", "read_truth", "scan"]
 
 _FPS = 30
 _SHORTEST, _LONGEST = 28, 60  # frames; many have fewer than the 48 of the paper's samples
@@ -69,9 +69,9 @@ class Truth:
     keypoints: np.ndarray
 
 
-def scan_demo(root: Path, params: IndexParams) -> Scan:
+def scan(root: Path, params: IndexParams) -> Scan:
     """Read the names as NTU's; the labels count the demo's own actions."""
-    found = scan_ntu60(root, params)
+    found = scan_actions(60, root, None)
     ours = tuple(entry for entry in found.entries if dict(entry.labels)["xsub"] < len(motion.ACTIONS))
     others = tuple((e.video, "action is not in the demo") for e in found.entries if e not in ours)
     names = tuple(motion.ACTIONS.values())

@@ -15,9 +15,9 @@ from harcache.pipeline.base.fingerprints import fingerprint
 from harcache.pipeline.base.folders import is_utf8
 from harcache.pipeline.base.tables import read_table
 from harcache.pipeline.datasets.layout import Entry, Scan, distinct, find_videos
-from harcache.pipeline.params import IndexParams
+from harcache.pipeline.params import FolderIndexParams
 
-__all__ = ["PROTOCOL", "scan_folder"]
+__all__ = ["PROTOCOL", "scan"]
 
 PROTOCOL = "default"
 _SPLITS = ("train", "val", "test")
@@ -29,7 +29,7 @@ _WHOLE_NUMBERS = ("subject", "start", "end")
 _UNSAFE = re.compile(r"[^\w.+=@-]+")
 
 
-def scan_folder(root: Path, params: IndexParams) -> Scan:
+def scan(root: Path, params: FolderIndexParams) -> Scan:
     """Return the clips of class folders, or of ``params.table``, a path relative to ``root``.
 
     A class folder is the first folder on a video's path; its name is the class. Where all first folders are
@@ -161,7 +161,7 @@ def _group(stem: str, row: Mapping[str, str], pattern: re.Pattern[str] | None) -
     return f"subject {int(row['subject'])}" if row.get("subject") else f"clip {stem}"
 
 
-def _by_subject(labelled: Sequence[Entry], params: IndexParams) -> dict[Entry, str]:
+def _by_subject(labelled: Sequence[Entry], params: FolderIndexParams) -> dict[Entry, str]:
     test, val = set(params.test_subjects), set(params.val_subjects)
     known = {entry.subject for entry in labelled}
     problem = ""
@@ -180,7 +180,7 @@ def _by_subject(labelled: Sequence[Entry], params: IndexParams) -> dict[Entry, s
 
 
 def _by_ratio(
-    labelled: Sequence[Entry], groups: Mapping[Entry, str], params: IndexParams
+    labelled: Sequence[Entry], groups: Mapping[Entry, str], params: FolderIndexParams
 ) -> dict[Entry, str]:
     """Choose among groups and subjects together, and among the other videos in each class."""
     if params.test_ratio + params.val_ratio > 1:
@@ -197,7 +197,7 @@ def _by_ratio(
     return {entry: sides[groups[entry]] for entry in labelled}
 
 
-def _share(names: set[str], params: IndexParams) -> dict[str, str]:
+def _share(names: set[str], params: FolderIndexParams) -> dict[str, str]:
     order = sorted(names, key=lambda name: fingerprint(params.seed, name))
     test = _count(params.test_ratio, len(order), len(order))
     val = _count(params.val_ratio, len(order), len(order) - test)

@@ -1,4 +1,4 @@
-"""NTU RGB+D 60 and 120: everything is in the file name, ``S001C001P001R001A001_rgb.avi``.
+"""NTU RGB+D, layouts ntu60 and ntu120: everything is in the file name, ``S001C001P001R001A001_rgb.avi``.
 
 Videos may lie in any folders under the root, so the archives can be unpacked as they come.
 """
@@ -10,9 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.datasets.layout import Entry, Scan, scan_names
-from harcache.pipeline.params import IndexParams
 
-__all__ = ["CLASSES", "TRAIN_PERFORMERS", "parse_ntu_name", "scan_ntu60", "scan_ntu120"]
+__all__ = ["CLASSES", "TRAIN_PERFORMERS", "parse_ntu_name", "scan_actions"]
 
 _NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})(?:_rgb)?", re.ASCII)
 _SAMPLE = re.compile(r"\bS\d{3}C\d{3}P\d{3}R\d{3}A\d{3}\b", re.ASCII)
@@ -61,9 +60,10 @@ def parse_ntu_name(stem: str) -> tuple[int, int, int, int, int] | None:
     return setup, camera, performer, replication, action
 
 
-def _scan(actions: int, root: Path, params: IndexParams) -> Scan:
+def scan_actions(actions: int, root: Path, missing_skeletons: str | None) -> Scan:
+    """Return the clips of the dataset of 60 or 120 ``actions`` that the list of missing ones doesn't name."""
     classes = {protocol: CLASSES[:actions] for protocol in ("xsub", _SECOND_PROTOCOL[actions])}
-    missing = _read_missing(root / params.missing_skeletons) if params.missing_skeletons else frozenset()
+    missing = _read_missing(root / missing_skeletons) if missing_skeletons else frozenset()
     return scan_names(root, partial(_entry_of, actions=actions, missing=missing), classes)
 
 
@@ -107,7 +107,3 @@ def _entry_of(video: str, actions: int, missing: Collection[str]) -> Entry | str
         labels=tuple((protocol, action - 1) for protocol in in_train),
         splits=tuple((protocol, "train" if train else "test") for protocol, train in in_train.items()),
     )
-
-
-scan_ntu60 = partial(_scan, 60)
-scan_ntu120 = partial(_scan, 120)

@@ -14,7 +14,7 @@ from harcache.pipeline.base.folders import find_files
 from harcache.pipeline.datasets.layout import Entry, Scan, distinct, find_videos
 from harcache.pipeline.params import IndexParams
 
-__all__ = ["CLASSES", "scan_pku_mmd"]
+__all__ = ["CLASSES", "scan"]
 
 _STEM = re.compile(r"\d{4}-([LMR])", re.ASCII)
 _ROW = re.compile(r"(\d{1,9})\s*,\s*(\d{1,9})\s*,\s*(\d{1,9})\s*,\s*\d{1,9}", re.ASCII)
@@ -41,7 +41,7 @@ wipe face, writing
 CLASSES = tuple(name.strip() for name in _CLASS_NAMES.split(","))
 
 
-def scan_pku_mmd(root: Path, params: IndexParams) -> Scan:
+def scan(root: Path, params: IndexParams) -> Scan:
     """Return an entry for each row of the videos' label files.
 
     The protocols are those whose split file lies under ``root``: "xsub", "xview"; what the files call

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from harcache.pipeline.datasets.layout import Entry, Scan, scan_names
 from harcache.pipeline.params import IndexParams
 
-__all__ = ["CLASSES", "scan_toyota_smarthome"]
+__all__ = ["CLASSES", "scan"]
 
 _NAME = re.compile(r"([A-Za-z.]+)_p(\d{2})_r(\d{2})_v(\d{2})_c(\d{2})", re.ASCII)
 
@@ -44,7 +44,7 @@ _SPLITS: Mapping[str, Mapping[int, str]] = {
 }
 
 
-def scan_toyota_smarthome(root: Path, params: IndexParams) -> Scan:
+def scan(root: Path, params: IndexParams) -> Scan:
     """Return the clips with the labels and splits of the protocols cs, cv1 and cv2.
 
     A clip has a label in each protocol that counts its activity, and a split where its subject or camera is

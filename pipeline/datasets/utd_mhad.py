@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from harcache.pipeline.datasets.layout import Entry, Scan, scan_names
 from harcache.pipeline.params import IndexParams
 
-__all__ = ["CLASSES", "PROTOCOL", "scan_utd_mhad"]
+__all__ = ["CLASSES", "PROTOCOL", "scan"]
 
 PROTOCOL = "xsub"
 _NAME = re.compile(r"(a([1-9]|1\d|2[0-7])_s([1-8])_t([1-4]))_color", re.ASCII)
@@ -21,7 +21,7 @@ lunge, squat
 CLASSES = tuple(name.strip() for name in _CLASS_NAMES.split(","))
 
 
-def scan_utd_mhad(root: Path, params: IndexParams) -> Scan:
+def scan(root: Path, params: IndexParams) -> Scan:
     """Return the clips; odd subjects train and even ones test, as Chen et al. 2015 have it."""
     return scan_names(root, _entry_of, {PROTOCOL: CLASSES})
 

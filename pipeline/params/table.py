@@ -11,6 +11,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from harcache.pipeline.params import AmfiParams, DatasetParams, TrainParams
+from harcache.pipeline.params.checks import choice_of, choices_of
 
 __all__ = ["as_markdown"]
 
@@ -41,9 +42,9 @@ def _section(key: str, kind: type) -> Iterator[str]:
     hints = get_type_hints(kind, include_extras=True)
     own = [field for field in _keys(kind) if not _inner(hints[field.name])]
     nested = [field for field in _keys(kind) if _inner(hints[field.name])]
-    backends = get_args(hints.get("backend"))
+    choices = f", {choice_of(kind)}: {' or '.join(choices_of(kind))}" if choice_of(kind) else ""
     if kind is not DatasetParams:
-        yield f"## {key}" + (f", backend: {' or '.join(backends)}" if backends else "") + "\n"
+        yield f"## {key}{choices}\n"
         yield f"{' '.join((inspect.getdoc(kind) or '').split())}\n"
     if own:
         yield "| key | value | default |\n| --- | --- | --- |"

@@ -1,5 +1,6 @@
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from harcache.pipeline.params import (
     CropParams,
     DatasetParams,
     DetectParams,
+    FolderIndexParams,
     FramesParams,
     HeatmapParams,
     IndexParams,
+    NtuIndexParams,
     PoseParams,
     RgbParams,
 )
@@ -28,10 +31,13 @@ from harcache.stages.shared.workspace import Workspace
 _REAL_VIDEOS = Path(__file__).parents[2].parent / "shared" / "videos"
 
 
-def _params(layout: str = "folder", **values: object) -> DatasetParams:
+_FOLDER = FolderIndexParams("folder")
+
+
+def _params(index: IndexParams | FolderIndexParams | NtuIndexParams = _FOLDER) -> DatasetParams:
     return DatasetParams(
         "small",
-        IndexParams(layout, **values),  # type: ignore[arg-type]
+        index,
         DetectParams("torchvision", "none", 64, 0.5, 0.5, 2, "float32"),
         PoseParams("mmpose", "none", "none", False, 2, "float32"),
         CropParams(min_score=0.3),
@@ -135,7 +141,7 @@ def test_only_changed_and_new_videos_are_opened(videos: Path, tmp_path: Path, pr
     _write(videos / "walk" / "a.mp4", 9, grey=90)
     _write(videos / "walk" / "c.mp4", 3)
     (videos / "run" / "b.avi").unlink()
-    _index(_params(test_ratio=0.0), videos, out)
+    _index(_params(replace(_FOLDER, test_ratio=0.0)), videos, out)
     after = {c.id: c for c in read_manifest(out / "manifest.csv")}
     assert sorted(probed) == ["a.mp4", "c.mp4"]
     assert {name: clip.frames for name, clip in after.items()} == {
@@ -217,7 +223,7 @@ def test_a_failed_video_is_opened_again_only_when_changed_or_asked(
 def test_a_video_that_is_only_in_the_table_fails_until_it_comes(videos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (videos / "clips.csv").write_text("path,label\nrun/a.mp4,run\nlate.mp4,run\n")
-    params = _params(table="clips.csv")
+    params = _params(replace(_FOLDER, table="clips.csv"))
     with pytest.raises(HarcacheError, match=r"1 of 2 failed.*late\.mp4 can't be read \(No such file"):
         _index(params, videos, out)
     _write(videos / "late.mp4", 4)
@@ -228,7 +234,8 @@ def test_videos_left_out_by_the_layout_count_as_skipped(tmp_path: Path) -> None:
     for name in ("S001C001P001R001A001_rgb.avi", "S001C002P003R001A060_rgb.avi", "holiday.mp4"):
         _write(tmp_path / "videos" / name, 4)
     out = tmp_path / "out"
-    assert _index(_params("ntu60"), tmp_path / "videos", out) == Counts(ok=2, skipped=1, failed=0)
+    params = _params(NtuIndexParams("ntu60"))
+    assert _index(params, tmp_path / "videos", out) == Counts(ok=2, skipped=1, failed=0)
     assert [row[:2] for row in read_failures(out / "failures" / "index.csv")] == [("holiday.mp4", "skipped")]
     first, second = read_manifest(out / "manifest.csv")
     assert (first.label("xsub"), first.split("xsub"), first.split("xview")) == (0, "train", "test")
@@ -247,7 +254,8 @@ def test_labels_and_splits_of_a_protocol_reach_the_manifest(
     for name in names:
         _write(tmp_path / "videos" / f"{name}.mp4", 3)
     out = tmp_path / "out"
-    assert _index(_params("toyota_smarthome"), tmp_path / "videos", out) == Counts(ok=3, skipped=1, failed=0)
+    params = _params(IndexParams("toyota_smarthome"))
+    assert _index(params, tmp_path / "videos", out) == Counts(ok=3, skipped=1, failed=0)
     clips = {clip.id: clip for clip in read_manifest(out / "manifest.csv")}
     assert {name: (dict(clip.labels), dict(clip.splits)) for name, clip in clips.items()} == {
         names[0]: ({"cs": 14}, {"cs": "train"}),
@@ -299,7 +307,7 @@ def test_clips_of_long_videos_are_checked_against_the_counted_frames(
 ) -> None:
     out = tmp_path / "out"
     _lay_pku_mmd(tmp_path / "videos")
-    counts = _index(_params("pku_mmd"), tmp_path / "videos", out, max_failed=0.5)
+    counts = _index(_params(IndexParams("pku_mmd")), tmp_path / "videos", out, max_failed=0.5)
     assert counts == Counts(ok=5, skipped=1, failed=1)
     # A video without clips is not opened; one with many is opened once.
     assert sorted(probed) == ["0002-L.avi", "0003-M.avi"]
@@ -349,7 +357,7 @@ def test_long_lists_are_shortened_on_the_screen_and_whole_in_the_file(
         link = videos / letter / "S001C001P001R001A001_rgb.avi"
         link.parent.mkdir()
         link.touch()
-    _index(_params("ntu60"), videos, out)
+    _index(_params(NtuIndexParams("ntu60")), videos, out)
     shown = capsys.readouterr().out
     assert (
         "index: 12 skipped (name is not like S001C001P001R001A001_rgb.avi): holiday 1.avi, holiday 10.avi, "

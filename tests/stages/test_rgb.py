@@ -15,7 +15,7 @@ from harcache.cache.annotations import read_poses
 from harcache.cache.errors import CacheError
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.clips import read_manifest
-from harcache.pipeline.params import DatasetParams, FramesParams, IndexParams, RgbParams
+from harcache.pipeline.params import DatasetParams, FolderIndexParams, FramesParams, RgbParams
 from harcache.pipeline.video.frames import read_frames, write_video
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import Counts, read_failures
@@ -150,7 +150,9 @@ def long_clips(tmp_path: Path, params: DatasetParams) -> tuple[DatasetParams, Wo
         path = workspace.videos / f"clip{number}{'.avi' if number == 2 else '.mkv'}"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_video(path, pictures, 25, "mpeg4", 3)
-    small = replace(params, index=IndexParams("folder"), rgb=RgbParams(shard_rows=100, size=32, codec="zstd"))
+    small = replace(
+        params, index=FolderIndexParams("folder"), rgb=RgbParams(shard_rows=100, size=32, codec="zstd")
+    )
     with Engine(workers=0) as engine:
         index.run(small, workspace, engine)
     rows = "".join(f"{clip.id},4,4,44,44,persons,{clip.id}\n" for clip in read_manifest(workspace.manifest))

@@ -14,7 +14,7 @@ from harcache.models.networks.epam_net import EPAMNet
 from harcache.models.networks.xshiftnet import PoseXShiftNet, RGBXShiftNet
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.clips import read_manifest, write_manifest
-from harcache.pipeline.params import DatasetParams, IndexParams, from_mapping, to_mapping
+from harcache.pipeline.params import DatasetParams, FolderIndexParams, from_mapping, to_mapping
 from harcache.pipeline.work.engine import Engine
 from harcache.stages import index, train
 from harcache.stages.shared.workspace import EPAM_NETWORKS, NETWORKS, Network, Workspace
@@ -162,7 +162,7 @@ def test_an_unknown_protocol_is_named_with_the_nearest(demo: Workspace, params: 
 
 
 def test_a_dataset_without_labels_fails(own_demo: Workspace, params: DatasetParams) -> None:
-    plain = replace(params, index=IndexParams("folder"))
+    plain = replace(params, index=FolderIndexParams("folder"))
     with Engine(workers=0) as engine:
         index.run(plain, own_demo, engine)
     with pytest.raises(HarcacheError, match=r"'xsub', which the dataset lacks\. Its clips have no labels"):

@@ -216,7 +216,7 @@ def names(tmp_path: Path) -> Path:
 
 
 def test_names_and_splits_are_ntus(names: Path) -> None:
-    found = scan("demo", names, IndexParams("demo"))
+    found = scan(names, IndexParams("demo"))
     assert len(found.entries) == 13 * 3 * 12 and found.left_out == ()
     assert found.classes == dict.fromkeys(("xsub", "xview"), tuple(motion.ACTIONS.values()))
     for entry in found.entries:
@@ -234,7 +234,7 @@ def test_names_and_splits_are_ntus(names: Path) -> None:
 
 def test_an_action_that_is_not_the_demos_is_left_out(names: Path) -> None:
     (names / "S001C001P001R001A013_rgb.mp4").touch()
-    found = scan("demo", names, IndexParams("demo"))
+    found = scan(names, IndexParams("demo"))
     assert len(found.entries) == 468
     assert found.left_out == (("S001C001P001R001A013_rgb.mp4", "action is not in the demo"),)
 

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.clips import Clip
-from harcache.pipeline.datasets.folder import _ids_of, scan_folder
+from harcache.pipeline.datasets.folder import _ids_of
 from harcache.pipeline.datasets.layout import VIDEO_SUFFIXES
 from harcache.pipeline.datasets.registry import Scan, scan
-from harcache.pipeline.params import IndexParams
+from harcache.pipeline.params import FolderIndexParams
 
 
 def _touch(root: Path, *names: str) -> None:
@@ -21,7 +21,7 @@ def _touch(root: Path, *names: str) -> None:
 
 def _table(root: Path, text: str, **params: object) -> Scan:
     (root / "clips.csv").write_text(text)
-    return scan_folder(root, IndexParams("folder", table="clips.csv", **params))  # type: ignore[arg-type]
+    return scan(root, FolderIndexParams("folder", table="clips.csv", **params))  # type: ignore[arg-type]
 
 
 def _labels(found: Scan) -> dict[str, str | None]:
@@ -38,7 +38,7 @@ def test_the_first_folder_on_the_path_is_the_class(tmp_path: Path) -> None:
         tmp_path, "walk/a.mp4", "walk/day 2/b.AVI", "run/c.mkv", "loose.webm", "walk/notes.txt", ".x/d.mp4"
     )
     _touch(tmp_path, "walk/._a.mp4")
-    found = scan("folder", tmp_path, IndexParams("folder"))
+    found = scan(tmp_path, FolderIndexParams("folder"))
     assert found.classes == {"default": ("run", "walk")}
     assert _labels(found) == {
         "loose.webm": None,
@@ -52,7 +52,7 @@ def test_the_first_folder_on_the_path_is_the_class(tmp_path: Path) -> None:
 
 def test_folders_called_as_splits_are_splits_with_folders_of_classes(tmp_path: Path) -> None:
     _touch(tmp_path, "Train/wave/a.mp4", "test/push/deep/b.mp4", "validation/wave/c.mp4", "loose.mp4")
-    found = scan("folder", tmp_path, IndexParams("folder"))
+    found = scan(tmp_path, FolderIndexParams("folder"))
     assert found.classes == {"default": ("push", "wave")}
     assert _labels(found) == {
         "Train/wave/a.mp4": "wave",
@@ -65,24 +65,24 @@ def test_folders_called_as_splits_are_splits_with_folders_of_classes(tmp_path: P
 
 def test_a_folder_beside_those_of_splits_makes_classes_of_all(tmp_path: Path) -> None:
     _touch(tmp_path, "train/wave/a.mp4", "bus/b.mp4")
-    assert scan("folder", tmp_path, IndexParams("folder")).classes == {"default": ("bus", "train")}
+    assert scan(tmp_path, FolderIndexParams("folder")).classes == {"default": ("bus", "train")}
 
 
 def test_splits_that_hold_no_folders_of_classes_are_an_error(tmp_path: Path) -> None:
     _touch(tmp_path, "train/a.mp4", "test/b.mp4")
     with pytest.raises(HarcacheError, match=r"test is called as a split is, and b\.mp4 lies in it: expected"):
-        scan("folder", tmp_path, IndexParams("folder"))
+        scan(tmp_path, FolderIndexParams("folder"))
 
 
 def test_subjects_beside_folders_of_splits_are_an_error(tmp_path: Path) -> None:
     _touch(tmp_path, "train/wave/a.mp4", "test/wave/b.mp4")
     with pytest.raises(HarcacheError, match=r"has folders of splits, and params\.yaml has subjects"):
-        scan("folder", tmp_path, IndexParams("folder", test_subjects=(1,)))
+        scan(tmp_path, FolderIndexParams("folder", test_subjects=(1,)))
 
 
 def test_a_folder_without_classes_has_clips_without_labels(tmp_path: Path) -> None:
     _touch(tmp_path, *(f"clip{suffix}{suffix}" for suffix in VIDEO_SUFFIXES))
-    found = scan("folder", tmp_path, IndexParams("folder"))
+    found = scan(tmp_path, FolderIndexParams("folder"))
     assert len(found.entries) == len(VIDEO_SUFFIXES)
     assert found.classes == {}
     assert set(_splits(found).values()) == {None}
@@ -92,7 +92,7 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     _touch(tmp_path, "elsewhere/a.mp4", "videos/run/b.mp4")
     (tmp_path / "videos" / "walk").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "videos")
-    found = scan("folder", tmp_path / "videos", IndexParams("folder"))
+    found = scan(tmp_path / "videos", FolderIndexParams("folder"))
     assert _labels(found) == {"run/b.mp4": "run", "walk/a.mp4": "walk"}
 
 
@@ -139,12 +139,12 @@ def test_a_wrong_table_is_an_error_with_its_line(tmp_path: Path, text: str, mess
 def test_a_table_that_is_no_text_is_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "clips.csv").write_bytes(content)
     with pytest.raises(HarcacheError, match=r"clips\.csv, line [12]: "):
-        scan_folder(tmp_path, IndexParams("folder", table="clips.csv"))
+        scan(tmp_path, FolderIndexParams("folder", table="clips.csv"))
 
 
 def test_a_missing_table_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(HarcacheError, match=r"clips\.csv is missing: expected a CSV table"):
-        scan_folder(tmp_path, IndexParams("folder", table="clips.csv"))
+        scan(tmp_path, FolderIndexParams("folder", table="clips.csv"))
 
 
 @given(st.integers(0, 5), st.floats(0.05, 0.95), st.lists(st.integers(1, 30), min_size=1, max_size=4))
@@ -208,8 +208,8 @@ def test_no_group_subject_or_video_is_on_two_sides(
 def test_videos_whose_paths_match_alike_stay_together(tmp_path: Path) -> None:
     names = [f"{c}/v_{c}_g{g:02}_c{i:02}.avi" for c in ("run", "walk") for g in range(1, 9) for i in range(3)]
     _touch(tmp_path, *names, "run/other.avi")
-    params = IndexParams("folder", test_ratio=0.25, val_ratio=0.125, group_pattern="_g[0-9]+_")
-    splits = _splits(scan("folder", tmp_path, params))
+    params = FolderIndexParams("folder", test_ratio=0.25, val_ratio=0.125, group_pattern="_g[0-9]+_")
+    splits = _splits(scan(tmp_path, params))
     sides = {g: {split for name, split in splits.items() if f"_g{g:02}_" in name} for g in range(1, 9)}
     assert sorted(side.pop() or "" for side in sides.values()) == ["test"] * 2 + ["train"] * 5 + ["val"]
     assert not any(sides.values())
@@ -218,7 +218,7 @@ def test_videos_whose_paths_match_alike_stay_together(tmp_path: Path) -> None:
 def test_a_pattern_that_is_none_is_an_error(tmp_path: Path) -> None:
     _touch(tmp_path, "run/a.mp4")
     with pytest.raises(HarcacheError, match=r"group_pattern '_g\(' is no regular expression"):
-        scan("folder", tmp_path, IndexParams("folder", group_pattern="_g("))
+        scan(tmp_path, FolderIndexParams("folder", group_pattern="_g("))
 
 
 def test_subjects_may_be_named_for_the_test(tmp_path: Path) -> None:
@@ -285,13 +285,13 @@ def test_every_path_gives_an_id_that_a_clip_may_have(parts: list[str]) -> None:
 
 def test_videos_that_differ_in_their_suffix_alone_are_both_kept(tmp_path: Path) -> None:
     _touch(tmp_path, "run/a.mp4", "run/a.avi", "run/b.mp4")
-    found = scan("folder", tmp_path, IndexParams("folder"))
+    found = scan(tmp_path, FolderIndexParams("folder"))
     assert [e.id for e in found.entries] == ["run__a.avi", "run__a.mp4", "run__b"]
 
 
 def test_two_videos_of_one_id_are_not_mixed_up(tmp_path: Path) -> None:
     _touch(tmp_path, "run/a.mp4", "run__a.mp4")
-    found = scan("folder", tmp_path, IndexParams("folder"))
+    found = scan(tmp_path, FolderIndexParams("folder"))
     assert [e.video for e in found.entries] == ["run/a.mp4"]
     assert found.left_out == (("run__a.mp4", "has the id run__a of run/a.mp4; rename one of them"),)
 
@@ -300,7 +300,7 @@ def test_a_name_that_is_not_utf8_is_left_out(tmp_path: Path) -> None:
     _touch(tmp_path, "run/a.mp4")
     _touch(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), "b.mp4")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/run/caf\xe9.mp4")).touch()
-    found = scan("folder", tmp_path, IndexParams("folder"))
+    found = scan(tmp_path, FolderIndexParams("folder"))
     assert [e.video for e in found.entries] == ["run/a.mp4"]
     assert found.classes == {"default": ("run",)}
     why = "file name is not UTF-8; rename it"
@@ -310,18 +310,6 @@ def test_a_name_that_is_not_utf8_is_left_out(tmp_path: Path) -> None:
 def test_an_empty_or_missing_folder_is_an_error(tmp_path: Path) -> None:
     _touch(tmp_path, "notes.txt")
     with pytest.raises(HarcacheError, match="has no videos for the layout 'folder'"):
-        scan("folder", tmp_path, IndexParams("folder"))
+        scan(tmp_path, FolderIndexParams("folder"))
     with pytest.raises(HarcacheError, match="nowhere is not a folder: put the dataset's videos there"):
-        scan("folder", tmp_path / "nowhere", IndexParams("folder"))
-
-
-def test_an_unknown_layout_is_an_error_with_the_nearest_name(tmp_path: Path) -> None:
-    with pytest.raises(HarcacheError, match=r"layout 'foldr' is unknown\. Did you mean 'folder'"):
-        scan("foldr", tmp_path, IndexParams("foldr"))
-
-
-def test_a_parameter_that_the_layout_does_not_take_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(
-        HarcacheError, match=r"index\.test_ratio does nothing in the layout 'ntu60': remove it"
-    ):
-        scan("ntu60", tmp_path, IndexParams("ntu60", test_ratio=0.3))
+        scan(tmp_path / "nowhere", FolderIndexParams("folder"))

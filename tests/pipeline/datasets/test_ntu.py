@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.datasets.ntu import CLASSES, TRAIN_PERFORMERS, parse_ntu_name
 from harcache.pipeline.datasets.registry import Scan, scan
-from harcache.pipeline.params import IndexParams
+from harcache.pipeline.params import NtuIndexParams
 
 
 def _scan(root: Path, layout: str, *names: str) -> Scan:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
-    return scan(layout, root, IndexParams(layout))
+    return scan(root, NtuIndexParams(layout))
 
 
 @given(*[st.integers(1, 999)] * 5, st.sampled_from(["", "_rgb"]))
@@ -85,7 +85,7 @@ def test_samples_with_missing_skeletons_are_left_out_where_a_list_is_given(tmp_p
         'of the captured samples in "NTU RGB+D"\n\nS001C002P005R002A008\r\nS001C001P001R001A002\n'
     )
     assert len(_scan(tmp_path, "ntu60", *names).entries) == 3
-    found = scan("ntu60", tmp_path, IndexParams("ntu60", missing_skeletons="list.txt"))
+    found = scan(tmp_path, NtuIndexParams("ntu60", missing_skeletons="list.txt"))
     assert [entry.id for entry in found.entries] == ["S001C001P001R001A001"]
     why = "is in the list of missing skeletons"
     assert found.left_out == ((names[2], why), (names[0], why))
@@ -102,7 +102,7 @@ def test_a_missing_or_empty_list_is_an_error(tmp_path: Path, text: str | None, m
     if text is not None:
         (tmp_path / "list.txt").write_text(text)
     with pytest.raises(HarcacheError, match=message):
-        scan("ntu60", tmp_path, IndexParams("ntu60", missing_skeletons="list.txt"))
+        scan(tmp_path, NtuIndexParams("ntu60", missing_skeletons="list.txt"))
 
 
 def test_half_of_the_performers_train_in_both_datasets() -> None:

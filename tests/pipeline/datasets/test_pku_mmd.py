@@ -17,7 +17,7 @@ def _lay(root: Path, files: dict[str, str]) -> Scan:
     for name, text in {"Split/cross-subject.txt": _SPLIT, **files}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    return scan("pku_mmd", root, IndexParams("pku_mmd"))
+    return scan(root, IndexParams("pku_mmd"))
 
 
 def _one(root: Path, rows: str) -> Scan:
@@ -112,7 +112,7 @@ def test_a_label_file_that_is_no_text_is_an_error_with_its_line(tmp_path: Path) 
     _one(tmp_path, "1,0,10,2\n")
     (tmp_path / "Label" / "0002-L.txt").write_bytes(b"1,0,10,2\n\xff\xfe\n")
     with pytest.raises(HarcacheError, match=r"Label/0002-L\.txt, line 2: is no text"):
-        scan("pku_mmd", tmp_path, IndexParams("pku_mmd"))
+        scan(tmp_path, IndexParams("pku_mmd"))
 
 
 def test_a_row_that_repeats_another_is_left_out_and_named(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_wrong_split_file_is_an_error_with_its_line(tmp_path: Path, text: str,
 def test_without_a_split_file_it_says_which_to_lay_there(tmp_path: Path) -> None:
     (tmp_path / "0002-L.avi").touch()
     with pytest.raises(HarcacheError, match=r"no split file: lay PKU-MMD's cross-subject\.txt or cross-view"):
-        scan("pku_mmd", tmp_path, IndexParams("pku_mmd"))
+        scan(tmp_path, IndexParams("pku_mmd"))
 
 
 def test_two_split_files_of_a_protocol_are_an_error(tmp_path: Path) -> None:

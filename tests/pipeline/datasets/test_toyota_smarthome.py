@@ -23,7 +23,7 @@ def _scan(root: Path, *names: str) -> Scan:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
-    return scan("toyota_smarthome", root, IndexParams("toyota_smarthome"))
+    return scan(root, IndexParams("toyota_smarthome"))
 
 
 def _side(sides: dict[str, set[int]], number: int) -> str | None:

@@ -11,7 +11,7 @@ from harcache.pipeline.params import IndexParams
 def _scan(root: Path, *names: str) -> Scan:
     for name in names:
         (root / name).touch()
-    return scan("utd_mhad", root, IndexParams("utd_mhad"))
+    return scan(root, IndexParams("utd_mhad"))
 
 
 def test_every_name_tells_action_subject_and_trial(tmp_path: Path) -> None:

@@ -9,12 +9,16 @@ from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.params import (
     AmfiParams,
     DatasetParams,
+    FolderIndexParams,
     ImportedPoseParams,
     KinectPoseParams,
     ModelParams,
+    NtuIndexParams,
     TrainParams,
     dataset_names,
+    from_mapping,
     load_params,
+    to_mapping,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -115,7 +119,19 @@ def test_the_fingerprint_follows_the_values_alone(tmp_path: Path) -> None:
         ("detect.image_size", 640.0, "datasets.demo.detect.image_size is 640.0: expected a whole number"),
         ("detect.image_size", True, "datasets.demo.detect.image_size is True: expected a whole number"),
         ("pose.flip_test", 1, "datasets.demo.pose.flip_test is 1: expected true or false"),
-        ("index.layout", 5, "datasets.demo.index.layout is 5: expected text"),
+        ("index.layout", 5, "datasets.demo.index.layout is 5. Known: demo, folder, ntu120, "),
+        ("index.layout", "foldr", "datasets.demo.index.layout is 'foldr'. Did you mean 'folder'?"),
+        (
+            "index",
+            {"layout": "ntu60", "test_ratio": 0.3},
+            "datasets.demo.index.test_ratio is no parameter of the layout 'ntu60', only of folder: remove it",
+        ),
+        (
+            "index.missing_skeletons",
+            "x",
+            "is no parameter of the layout 'demo', only of ntu120, ntu60: remove",
+        ),
+        ("index.tabel", "x", r"index.tabel is no parameter of the layout 'demo'. Known: layout\."),
         ("detect.backend", "ultralitics", "backend is 'ultralitics'. Did you mean 'ultralytics'?"),
         ("detect.backend", ["a"], r"backend is \['a'\]. Known: boxes, none, torchvision, ultralytics."),
         ("train.model.rgb_blocks", 3, "rgb_blocks is 3: expected a list"),
@@ -167,6 +183,22 @@ def test_poses_that_are_there_take_no_networks_parameters(tmp_path: Path) -> Non
     assert kinect == KinectPoseParams("kinect", "skeletons", 2, keep_missing=False)
     imported = _load(tmp_path, "pose", {"backend": "import", "source": "mine.h5", "max_persons": 2}).pose
     assert imported == ImportedPoseParams("import", "mine.h5", 2)
+
+
+def test_parameters_come_back_from_plain_values(tmp_path: Path) -> None:
+    index = {"layout": "folder", "table": "t.csv", "test_subjects": [1, 2]}
+    params = _load(tmp_path, "index", index)
+    assert params.index == FolderIndexParams("folder", "t.csv", test_subjects=(1, 2))
+    assert from_mapping(to_mapping(params)) == params
+
+
+def test_plain_values_of_earlier_versions_hold_the_options_of_all_layouts(tmp_path: Path) -> None:
+    params = _load(tmp_path, "index", {"layout": "ntu60", "missing_skeletons": "list.txt"})
+    written = to_mapping(params)
+    written["index"] |= {"table": None, "test_ratio": 0.2, "seed": 0, "val_ratio": 0.0, "test_subjects": []}
+    assert from_mapping(written).index == NtuIndexParams("ntu60", "list.txt")
+    with pytest.raises(HarcacheError, match=r"index\.tabel is no parameter of the layout 'ntu60'"):
+        from_mapping(written | {"index": written["index"] | {"tabel": None}})
 
 
 def test_a_section_without_a_backend_fails(tmp_path: Path) -> None:
