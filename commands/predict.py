@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from harcache.models.pretrained.weight_files import is_looked_up
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.progress import progress
 from harcache.pipeline.base.tables import json_text
@@ -198,11 +199,32 @@ def _own_params(trained: Trained) -> DatasetParams:
             "give --dataset, the one of params.yaml that it was trained on"
         )
     try:
-        return from_mapping(content)
+        params = from_mapping(content)
     except HarcacheError as error:
         raise HarcacheError(
             f"{trained.path} was made with other parameters than this version has ({error}); give --dataset"
         ) from error
+    _check_names(params, trained.path)
+    return params
+
+
+def _check_names(params: DatasetParams, path: Path) -> None:
+    """Raise HarcacheError where a checkpoint's own parameters name weights or a config by a path.
+
+    Whoever sent the checkpoint may have laid a file there, and a config is code that runs.
+    """
+    detect, pose = params.detect, params.pose
+    named = {
+        "detect.weights": getattr(detect, "weights", None),
+        "pose.weights": getattr(pose, "weights", None),
+        "pose.config": getattr(pose, "config", None),
+    }
+    for key, name in named.items():
+        if name and not is_looked_up(name):
+            raise HarcacheError(
+                f"{path} names a file as {key}, '{name}', and a checkpoint may name none; "
+                "give --dataset, one of params.yaml that names that file"
+            )
 
 
 def class_names(trained: Trained, params: DatasetParams, workspace: Workspace | None) -> Sequence[str]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from harcache.pipeline.base.errors import HarcacheError
 
-__all__ = ["ENVIRONMENT", "find_config", "find_weights", "load_tensors"]
+__all__ = ["ENVIRONMENT", "find_config", "find_weights", "is_looked_up", "load_tensors"]
 
 ENVIRONMENT = "HARCACHE_WEIGHTS_DIR"
 
@@ -70,6 +70,15 @@ def find_weights(name: str, weights_dir: Path | None = None) -> Path:
             f"put the file at {folders[0] / name}, or set {ENVIRONMENT} to the folder that holds it"
         )
     return _fetch(source, folders[0])
+
+
+def is_looked_up(name: str) -> bool:
+    """Tell whether ``name`` can only lead to a file of this package, of mmpose or of the weights folders.
+
+    A name that came with data must be such: a path may lead to a file that came with them too, and a config
+    is code.
+    """
+    return re.fullmatch(r"[\w-]+(\.[\w-]+)*", name) is not None and not name.endswith(".py")
 
 
 def find_config(name: str) -> Path:

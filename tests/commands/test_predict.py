@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from harcache.cli import main
 from harcache.commands.predict import Options, Predictor, cut, videos_of
 from harcache.models.checkpoints import load_network, save_checkpoint
+from harcache.models.pretrained.weight_files import is_looked_up
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.progress import progress
 from harcache.pipeline.clips import read_manifest
@@ -311,3 +312,36 @@ def test_a_network_without_names_takes_the_datasets_if_they_are_as_many(
     (tmp_path / "classes.csv").write_text("protocol,label,name\nxsub,0,only one\n")
     with pytest.raises(HarcacheError, match="tells 12 classes apart, but demo's 'xsub' has 1; give the"):
         Predictor(tmp_path / "nameless.pt", params, elsewhere, None, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "name"),
+    [
+        ("pose", "config", "laid.py"),
+        ("pose", "config", "../laid"),
+        ("pose", "config", "{folder}/laid.py"),
+        ("pose", "weights", "laid/weights.pt"),
+        ("pose", "weights", ".."),
+        ("detect", "weights", "{folder}/weights.pt"),
+    ],
+)
+def test_a_file_that_a_checkpoint_names_is_neither_run_nor_read(
+    trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str, key: str, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for laid in ("laid.py", "laid/weights.pt", "weights.pt"):
+        Path(laid).parent.mkdir(exist_ok=True)
+        Path(laid).write_text("import pathlib\npathlib.Path('ran').touch()\n")
+    network, checkpoint = load_network(trained.training("pose") / CHECKPOINT)
+    checkpoint.extra["dataset"][section][key] = name = name.format(folder=tmp_path)
+    save_checkpoint(tmp_path / "sent.pt", network, checkpoint.classes, checkpoint.extra)
+    done = _predict(min(trained.videos.glob("*.mp4")), "--checkpoint", "sent.pt")
+    assert done.exit_code == 1 and not Path("ran").exists()
+    assert f"sent.pt names a file as {section}.{key}, '{name}', and a checkpoint may name none" in done.stderr
+    assert "give --dataset, one of params.yaml that names that file" in done.stderr
+
+
+def test_names_that_are_looked_up_lead_to_no_path() -> None:
+    shipped = ("demo-yolo", "yolo11n.pt", "td-hm_hrnet-w32_8xb64-210e_coco-256x192")
+    assert all(map(is_looked_up, shipped))
+    assert not any(map(is_looked_up, ("", ".", "..", "a/b", "/a", "a.py", "a\n", "a..py", "~", "a\\b")))
