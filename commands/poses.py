@@ -15,7 +15,7 @@ import numpy as np
 
 from harcache.cache.annotations import read_poses, read_positions
 from harcache.pipeline.base.errors import HarcacheError
-from harcache.pipeline.base.files import commit_file, partial_path, writing
+from harcache.pipeline.base.files import commit_file, partial_path, refuse_to_replace_source, writing
 from harcache.pipeline.base.progress import progress
 from harcache.pipeline.clips import Clip, read_manifest
 from harcache.pipeline.skeletons.imported import ImportedPose, write_imported_poses
@@ -40,6 +40,7 @@ def import_poses(source: Path, out: Path) -> Counts:
     used are failed in ``out`` with the suffix ``.failures.csv``. Raises HarcacheError when the pickle holds
     anything but arrays and plain containers, or no entry that can be used.
     """
+    refuse_to_replace_source(source, out)
     size = source.stat().st_size if source.is_file() else 0
     with progress(size // _MEGABYTE, "poses: read", unit="MB") as bar:
         content = read_pickle(source, bar.advance)

@@ -16,6 +16,7 @@ import torch
 
 from harcache.models.pretrained.weight_files import is_looked_up
 from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.files import refuse_to_overwrite
 from harcache.pipeline.base.progress import progress
 from harcache.pipeline.base.tables import json_text
 from harcache.pipeline.clips import read_classes
@@ -36,13 +37,15 @@ __all__ = ["Options", "Predictor", "class_names", "cut", "run", "videos_of"]
 class Options:
     """How videos are looked at: ``window`` and ``stride`` in seconds, None for a video as one clip.
 
-    ``overlay`` is a video file, or a folder for several videos'; ``top`` is how many classes are told.
+    ``overlay`` is a video file, or a folder for several videos'; ``overwrite`` says whether it may replace
+    files. ``top`` is how many classes are printed.
     """
 
     window: float | None = None
     stride: float | None = None
     top: int = 5
     overlay: Path | None = None
+    overwrite: bool = False
 
 
 def run(
@@ -63,6 +66,8 @@ def run(
     """
     paths = [path for given in videos for path in videos_of(given)]
     overlays = _overlays(paths, options.overlay)
+    if not options.overwrite:
+        refuse_to_overwrite([file for file in overlays if file], "--overlay")
     predictor = Predictor(checkpoint, params, workspace, weights_dir, device)
     found, failed = [], []
     for path, overlay in zip(paths, overlays, strict=True):

@@ -15,7 +15,7 @@ import numpy as np
 from harcache import cache
 from harcache.cache.sampling import rgb_positions, stored_frames, uniform_sample_test
 from harcache.pipeline.base.errors import HarcacheError, did_you_mean
-from harcache.pipeline.base.files import write_atomically
+from harcache.pipeline.base.files import refuse_to_overwrite, write_atomically
 from harcache.pipeline.base.progress import notice, progress
 from harcache.pipeline.base.tables import json_text
 from harcache.pipeline.clips import Clip, read_classes, read_manifest
@@ -34,12 +34,16 @@ _TOP = 5
 
 @dataclass(frozen=True)
 class Options:
-    """What is made: previews of ``count`` clips where none are named, pictures of ``columns`` frames."""
+    """What is made: previews of ``count`` clips where none are named, pictures of ``columns`` frames.
+
+    ``overwrite`` says whether they may replace files in ``out``.
+    """
 
     out: Path
     checkpoint: Path | None = None
     count: int = 4
     columns: int = 6
+    overwrite: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ def run(
     a dataset of which there is nothing to see.
     """
     clips = choose(read_manifest(workspace.manifest), ids, params, options.count)
+    if not options.overwrite:
+        refuse_to_overwrite([file for clip in clips for file in _files(clip, options.out)], "--out")
     shelf = _Shelf(params, workspace, options.checkpoint, device)
     made = []
     with progress(len(clips), "preview") as bar:
@@ -178,7 +184,7 @@ def _preview(clip: Clip, shelf: _Shelf, options: Options) -> dict[str, Any]:
     columns = np.unique(_even(np.unique(sampled), options.columns))
     rows = np.union1d(_even(np.arange(count), _MOST_FRAMES), columns)
     scene = _scene(clip, rows, shelf, answer, notes)
-    paths = options.out / f"{clip.id}.png", options.out / f"{clip.id}.mp4"
+    paths = _files(clip, options.out)
     write_atomically(paths[0], _png(picture(scene, np.searchsorted(rows, columns).tolist())))
     told = "   ".join(f"{name} {share:.0%}" for name, share in answer.classes[:3]) if answer else ""
     rate = Fraction(clip.fps or 25).limit_denominator(1001)
@@ -191,6 +197,11 @@ def _preview(clip: Clip, shelf: _Shelf, options: Options) -> dict[str, Any]:
         "classes": said,
         "missing": list(scene.notes),
     }
+
+
+def _files(clip: Clip, folder: Path) -> tuple[Path, Path]:
+    """Return the picture and the video of a clip."""
+    return folder / f"{clip.id}.png", folder / f"{clip.id}.mp4"
 
 
 def _scene(clip: Clip, rows: np.ndarray, shelf: _Shelf, answer: _Answer | None, notes: list[str]) -> Scene:

@@ -23,7 +23,7 @@ from harcache.models.networks.amfi_net import AMFINet, ResNet3D18
 from harcache.models.networks.epam_net import EPAMNet
 from harcache.models.networks.xshiftnet import PoseXShiftNet, RGBXShiftNet
 from harcache.pipeline.base.errors import HarcacheError, did_you_mean
-from harcache.pipeline.base.files import write_atomically
+from harcache.pipeline.base.files import refuse_to_replace_source, write_atomically
 
 __all__ = [
     "NETWORKS",
@@ -163,6 +163,7 @@ def import_released_checkpoint(path: Path, out: Path) -> nn.Module:
     Raises:
         HarcacheError: as ``load_released_checkpoint``, or the weights are of no network of that kind.
     """
+    refuse_to_replace_source(path, out)
     state = _read_released(path)
     network = _released_with_weights(state, path)
     save_checkpoint(out, network, extra={"imported_from": path.name})

@@ -16,7 +16,7 @@ from harcache.models.networks.epam_net import EPAMNet
 from harcache.models.networks.xshiftnet import Backbone
 from harcache.models.summary import input_shapes
 from harcache.pipeline.base.errors import HarcacheError, did_you_mean
-from harcache.pipeline.base.files import commit_file, flush, partial_path
+from harcache.pipeline.base.files import commit_file, flush, partial_path, refuse_to_replace_source
 from harcache.pipeline.params import AmfiParams, from_mapping
 
 __all__ = ["export_checkpoint"]
@@ -41,6 +41,7 @@ def export_checkpoint(
     """
     if out.suffix not in _SUFFIXES:
         raise HarcacheError(f"{out} ends with '{out.suffix}'; expected one of {', '.join(_SUFFIXES)}")
+    refuse_to_replace_source(checkpoint, out)
     network, found = load_network(checkpoint)
     shapes = input_shapes(network)
     shapes = _resized(shapes, _trained_sizes(shapes, found) | dict(sizes or {}))

@@ -12,6 +12,7 @@ __all__ = [
     "dataset_argument",
     "device_option",
     "json_option",
+    "overwrite_option",
     "results_option",
     "stage_options",
     "videos_option",
@@ -31,6 +32,7 @@ def _dataset_names(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 dataset_argument = click.argument("dataset", shell_complete=_dataset_names)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace files that are there already.")
 results_option = click.option(
     "--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="File for the results."
 )

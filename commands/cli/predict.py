@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from harcache.commands.cli.options import device_option, weights_option
+from harcache.commands.cli.options import device_option, overwrite_option, weights_option
 
 __all__ = ["predict"]
 
@@ -30,6 +30,7 @@ __all__ = ["predict"]
     type=click.Path(path_type=Path),
     help="Video to draw persons, attention and classes into; a folder for several.",
 )
+@overwrite_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @weights_option
 @device_option

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import click
 
-from harcache.commands.cli.options import dataset_argument, device_option, json_option, videos_option
+from harcache.commands.cli.options import (
+    dataset_argument,
+    device_option,
+    json_option,
+    overwrite_option,
+    videos_option,
+)
 
 __all__ = ["preview"]
 
@@ -16,6 +22,7 @@ __all__ = ["preview"]
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder. [default: data/DATASET/preview]"
 )
+@overwrite_option
 @click.option(
     "--checkpoint", type=click.Path(path_type=Path), help="Network whose attention and classes to show."
 )
@@ -28,6 +35,7 @@ def preview(
     clips: tuple[str, ...],
     videos: Path,
     out: Path | None,
+    overwrite: bool,
     checkpoint: Path | None,
     count: int,
     columns: int,
@@ -47,6 +55,8 @@ def preview(
 
     params = load_params("params.yaml", dataset=dataset)
     workspace = Workspace.under(Path(), dataset, videos)
-    options = stage.Options(out or workspace.data / "preview", checkpoint, count, columns)
+    # The default folder holds previews alone.
+    overwrite |= out is None
+    options = stage.Options(out or workspace.data / "preview", checkpoint, count, columns, overwrite)
     used = "cpu" if checkpoint is None else choose_device(device)
     stage.run(clips, params, workspace, options, used, as_json)

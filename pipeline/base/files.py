@@ -7,18 +7,20 @@ and one of its folder.
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from harcache.pipeline.base.errors import StandstillError
+from harcache.pipeline.base.errors import HarcacheError, StandstillError
 
 __all__ = [
     "commit_file",
     "file_digest",
     "flush",
     "partial_path",
+    "refuse_to_overwrite",
+    "refuse_to_replace_source",
     "write_atomically",
     "write_if_changed",
     "writing",
@@ -55,6 +57,28 @@ def writing(path: Path) -> Iterator[None]:
             f"{path} could not be written: {os.strerror(error.errno).lower()}; make room and run again, "
             "which goes on from what is finished"
         ) from error
+
+
+def refuse_to_overwrite(files: Iterable[Path], option: str) -> None:
+    """Raise HarcacheError where one of the ``files`` that a command is about to write is there already.
+
+    ``option`` is the one that says where they go; the command has ``--overwrite`` beside it.
+    """
+    there = [file for file in files if os.path.lexists(file)]
+    if there:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise HarcacheError(
+            f"{option} would overwrite {there[0]}{more}; give --overwrite too to replace what is there, or "
+            f"another {option}"
+        )
+
+
+def refuse_to_replace_source(source: Path, out: Path) -> None:
+    """Raise HarcacheError where a command is told to write its result over the file that it reads."""
+    if out.exists() and source.exists() and out.samefile(source):
+        raise HarcacheError(
+            f"{out} is the file that is read, so it would be lost; give the result another name"
+        )
 
 
 def commit_file(temporary: Path, final: Path) -> None:

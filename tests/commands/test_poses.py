@@ -318,3 +318,15 @@ def test_a_disk_without_room_is_named_before_any_work(
 def test_a_pickle_names_numpys_module_as_numpy_1_knows_it(tmp_path: Path) -> None:
     write_annotations(tmp_path / "out.pkl", [{"keypoint": np.zeros((1, 2))}], {})
     assert b"numpy._core" not in (tmp_path / "out.pkl").read_bytes()
+
+
+def test_the_file_that_is_read_is_not_replaced_by_the_result(tmp_path: Path) -> None:
+    path = tmp_path / "in.pkl"
+    path.write_bytes(pickle.dumps([]))
+    (tmp_path / "out.h5").symlink_to(path)
+    for out in (path, tmp_path / "out.h5"):
+        with pytest.raises(
+            HarcacheError, match="is the file that is read, so it would be lost; give the resu"
+        ):
+            import_poses(path, out)
+    assert pickle.loads(path.read_bytes()) == []

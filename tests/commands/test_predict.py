@@ -239,6 +239,23 @@ def test_an_overlay_never_takes_a_videos_place_and_is_refused_before_any_work(
     assert Path("a.mp4").read_bytes() == b"raw footage"
 
 
+@pytest.mark.parametrize("overlay", [".", "mine.mp4"])
+def test_an_overlay_replaces_a_file_only_when_told_to(
+    trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlay: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.mp4").write_bytes(b"raw footage")
+    Path("raw").mkdir()
+    Path("raw/mine.mp4").symlink_to(min(trained.videos.glob("*.mp4")))
+    asked = ("raw", "--checkpoint", trained.training("pose") / CHECKPOINT, "--overlay", overlay)
+    done = _predict(*asked)
+    assert done.exit_code == 1
+    assert "--overlay would overwrite mine.mp4; give --overwrite too to replace what is there" in done.stderr
+    assert Path("mine.mp4").read_bytes() == b"raw footage"
+    assert _predict(*asked, "--overwrite").exit_code == 0
+    assert probe(Path("mine.mp4")).frames == probe(Path("raw/mine.mp4")).frames
+
+
 @pytest.mark.parametrize("suffix", OVERLAYS)
 def test_an_overlay_of_any_shape_is_written_to_each_container(tmp_path: Path, suffix: str) -> None:
     write_video(tmp_path / "wide.mp4", [np.zeros((20, 1200, 3), np.uint8)] * 2, 25)

@@ -177,3 +177,15 @@ def test_previews_of_copies_of_a_dataset_are_the_same(
         pictures.append([(one["clip"], Path(one["picture"]).read_bytes()) for one in made])
     assert pictures[0] == pictures[1]
     assert [id[-4:] for id, _ in pictures[0]] == ["A005", "A011"]
+
+
+def test_a_preview_replaces_a_file_of_another_folder_only_when_told_to(
+    trained: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / f"{_CLIP}.mp4").write_bytes(b"raw footage")
+    message = f"--out would overwrite .*{_CLIP}.mp4; give --overwrite too to replace what is there"
+    with pytest.raises(HarcacheError, match=message):
+        preview.run([_CLIP], PARAMS, trained, Options(tmp_path, overwrite=False), "cpu", as_json=False)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"raw footage"]
+    _previews(capsys, trained, [_CLIP], Options(tmp_path, overwrite=True))
+    assert probe(tmp_path / f"{_CLIP}.mp4").frames > 1
