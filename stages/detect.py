@@ -18,7 +18,7 @@ from harcache.pipeline.params import DatasetParams, DetectParams, GivenBoxesPara
 from harcache.pipeline.work.engine import Engine, Report
 from harcache.pipeline.work.outcomes import Counts
 from harcache.pipeline.work.plan import Unit, Wanted
-from harcache.stages.persons import given_boxes, imported_poses
+from harcache.stages.persons import given_boxes, no_boxes
 from harcache.stages.persons.extraction import Context, extract_part, extract_video
 from harcache.stages.persons.tracking import link_persons
 from harcache.stages.shared.units import Parts, Timer, build_parts, ended, finish
@@ -32,7 +32,7 @@ _ANYWHERE = np.empty((0, 5), np.float32)  # a detector is given no boxes
 def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
     """Find the persons in every clip of the manifest."""
     if isinstance(params.detect, NoDetectParams):
-        return imported_poses.run_without_detector(workspace, engine)
+        return no_boxes.run(workspace, engine)
     if isinstance(params.detect, GivenBoxesParams):
         return given_boxes.run(params.detect, workspace, engine)
     clips = read_manifest(workspace.manifest)

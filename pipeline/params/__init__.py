@@ -1,7 +1,7 @@
 """Every number that a result depends on: the schema, how params.yaml is read and checked, and its table.
 
-A section is a dataclass. Pydantic would bring five packages into the layer that only reads caches, and its
-messages would have to be translated: the checks here are smaller than that.
+A section is a dataclass. Pydantic would bring four more packages into the layer that only reads
+caches, and its messages would have to be translated: the checks here are smaller than that.
 """
 
 from harcache.pipeline.params.extraction import *  # noqa: F403

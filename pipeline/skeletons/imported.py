@@ -175,6 +175,13 @@ class ImportedPoses:
         self._numbers = {id: number for number, id in enumerate(self.ids)}
         self.in_space = "positions" in self._file
 
+    def __contains__(self, id: str) -> bool:
+        return id in self._numbers
+
+    def absence(self, id: str) -> str | None:
+        """Return why a clip has no poses, None where it has some."""
+        return None if id in self else f"{self.path} has no poses of it"
+
     def image_size(self, id: str) -> tuple[int, int] | None:
         """Return height and width of the picture that a clip's keypoints lie in, None where not known."""
         height, width = self._sizes[self._numbers[id]].tolist()

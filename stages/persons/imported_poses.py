@@ -4,21 +4,22 @@ A clip finds its poses by its id or its video's name; one without is skipped, as
 """
 
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from harcache.cache.annotations import write_detections, write_poses
+from harcache.cache.annotations import write_poses
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.fingerprints import fingerprint
 from harcache.pipeline.base.progress import notice
 from harcache.pipeline.clips import Clip, read_manifest
 from harcache.pipeline.params import ImportedPoseParams, KinectPoseParams
-from harcache.pipeline.skeletons.imported import ImportedPoses
-from harcache.pipeline.skeletons.kinect import find_skeletons, read_missing, read_skeletons
+from harcache.pipeline.skeletons.formats.kinect import KinectPoses
+from harcache.pipeline.skeletons.imported import ImportedPose, ImportedPoses
+from harcache.pipeline.skeletons.source import PoseSource
 from harcache.pipeline.work.engine import Engine, Report
 from harcache.pipeline.work.outcomes import Counts
 from harcache.pipeline.work.plan import Unit, Wanted
@@ -34,7 +35,7 @@ from harcache.stages.shared.units import (
 )
 from harcache.stages.shared.workspace import Workspace
 
-__all__ = ["Context", "process", "process_without_boxes", "run", "run_without_detector"]
+__all__ = ["Context", "process", "run"]
 
 # Videos and poses of the same recording may differ by some frames at the end, as NTU's often do.
 _FRAMES_OFF = 5
@@ -61,7 +62,9 @@ def run(params: _BroughtAlong, workspace: Workspace, engine: Engine) -> Counts:
     there = [clip for clip in clips if clip.id in inputs.fingerprints]
     names = Counter(PurePosixPath(clip.video).stem for clip in clips)
     shared = frozenset(name for name, clips_of_it in names.items() if clips_of_it > 1)
-    states = _states(params, there, shared)
+    source = _open(params)
+    _tell_of_frames(source, there, shared)
+    states = _states(source, there, shared)
     # Where the poses lie is no part of what they are.
     own = fingerprint("pose", replace(params, source="").fingerprint)
     wanted = [
@@ -82,38 +85,14 @@ def process(unit: Unit, context: Context) -> Report:
     )
 
 
-def run_without_detector(workspace: Workspace, engine: Engine) -> Counts:
-    """Give every clip empty boxes, without opening a video."""
-    clips = read_manifest(workspace.manifest)
-    wanted = [Wanted(clip, fingerprint("detect", "none", clip.frames)) for clip in clips]
-    parts = Parts("detect", workspace.detections, workspace.detections, wanted)
-    records = build_parts(parts, process_without_boxes, workspace.detections, engine, workspace.retry_failed)
-    return finish("detect", workspace, ended(records))
-
-
-def process_without_boxes(unit: Unit, folder: Path) -> Report:
-    """Make one part of clips without boxes."""
-    empty = np.empty((0, 5), np.float32)
-    return build_table_part(folder, unit, lambda clip: [empty] * clip.frames, write_detections, Timer())
-
-
-def _states(params: _BroughtAlong, clips: Sequence[Clip], shared: frozenset[str]) -> dict[str, str]:
+def _states(source: PoseSource, clips: Sequence[Clip], shared: frozenset[str]) -> dict[str, str]:
     """Return what stands for the poses of each clip; the empty text for a clip that has none."""
-    source = Path(params.source)
-    if isinstance(params, ImportedPoseParams):
-        poses = ImportedPoses(source)
-        found: Mapping[str, str] = poses.digests
-        _tell_of_frames(poses, clips, shared)
-    else:
-        missing = read_missing(source)
-        stats = {id: path.stat() for id, path in find_skeletons(source).items()}
-        found = {id: f"{s.st_size} {s.st_mtime_ns} {id in missing}" for id, s in stats.items()}
-    return {clip.id: found.get(_name_in(found, clip, shared), "") for clip in clips}
+    return {clip.id: source.digests.get(_name_in(source, clip, shared), "") for clip in clips}
 
 
-def _tell_of_frames(poses: ImportedPoses, clips: Sequence[Clip], shared: frozenset[str]) -> None:
+def _tell_of_frames(poses: PoseSource, clips: Sequence[Clip], shared: frozenset[str]) -> None:
     """Print how many clips get poses that are cut or filled up to their frames."""
-    frames = {clip.id: poses.frames.get(_name_in(poses.frames, clip, shared)) for clip in clips}
+    frames = {clip.id: poses.frames.get(_name_in(poses, clip, shared)) for clip in clips}
     other = [c.id for c in clips if (n := frames[c.id]) and 0 < abs(n - c.frames) <= _FRAMES_OFF]
     if other:
         notice(
@@ -122,7 +101,7 @@ def _tell_of_frames(poses: ImportedPoses, clips: Sequence[Clip], shared: frozens
         )
 
 
-def _name_in(source: Container[str], clip: Clip, shared: frozenset[str]) -> str:
+def _name_in(source: PoseSource, clip: Clip, shared: frozenset[str]) -> str:
     """Return what ``source`` calls the clip: its id, or its video's name where no other clip has that."""
     stem = PurePosixPath(clip.video).stem
     return stem if clip.id not in source and stem not in shared else clip.id
@@ -131,41 +110,23 @@ def _name_in(source: Container[str], clip: Clip, shared: frozenset[str]) -> str:
 def _poses(clip: Clip, context: Context, timer: Timer) -> Sequence[np.ndarray]:
     """Return keypoints (M, T, V, 2), scores (M, T, V) and, of skeletons in space, positions (M, T, V, 3)."""
     with timer("read"):
-        if isinstance(context.params, ImportedPoseParams):
-            found = _imported(clip, context)
-        else:
-            found = _kinect(clip, context, context.params.keep_missing)
-        keypoints, scores, positions, image_size = found
+        pose = _read(clip, context)
+    keypoints, image_size = pose.keypoints, pose.image_size
     if image_size and image_size != (clip.height, clip.width):
         scale = np.array([clip.width / image_size[1], clip.height / image_size[0]], np.float32)
         keypoints = keypoints * scale
-    arrays = [keypoints, scores] if positions is None else [keypoints, scores, positions]
-    kept = _most_present(scores, context.params.max_persons)
+    arrays = [keypoints, pose.scores, *([] if pose.positions is None else [pose.positions])]
+    kept = _most_present(pose.scores, context.params.max_persons)
     return [_fitted(array[kept], clip, np.nan if array.ndim == 4 else 0) for array in arrays]
 
 
-_Found = tuple[np.ndarray, np.ndarray, np.ndarray | None, tuple[int, int] | None]
-
-
-def _imported(clip: Clip, context: Context) -> _Found:
-    source = _opened(Path(context.params.source), context.token)
-    name = _name_in(source.frames, clip, context.shared)
-    if name not in source.frames:
-        raise SkipError(f"{source.path} has no poses of it")
-    pose = source.read(name)
-    return pose.keypoints, pose.scores, pose.positions, pose.image_size
-
-
-def _kinect(clip: Clip, context: Context, keep_missing: bool) -> _Found:
-    folder = Path(context.params.source)
-    files, missing = _skeletons(folder, context.token), _missing(folder, context.token)
-    name = _name_in(files, clip, context.shared)
-    if name in missing and not keep_missing:
-        raise SkipError(f"a list in {folder} names its skeletons as missing")
-    if name not in files:
-        raise SkipError(f"{folder} has no skeletons of it")
-    found = read_skeletons(files[name])
-    return found.keypoints, found.scores, found.positions, found.image_size
+def _read(clip: Clip, context: Context) -> ImportedPose:
+    source = _opened(context.params, context.token)
+    name = _name_in(source, clip, context.shared)
+    absence = source.absence(name)
+    if absence is not None:
+        raise SkipError(absence)
+    return source.read(name)
 
 
 def _most_present(scores: np.ndarray, persons: int) -> np.ndarray:
@@ -186,17 +147,14 @@ def _fitted(values: np.ndarray, clip: Clip, nobody: float) -> np.ndarray:
     return np.concatenate([values[:, : clip.frames], filling], axis=1)
 
 
-# Read once a process and state of the source.
-@lru_cache(maxsize=1)
-def _opened(path: Path, token: str) -> ImportedPoses:
-    return ImportedPoses(path)
+def _open(params: _BroughtAlong) -> PoseSource:
+    source = Path(params.source)
+    if isinstance(params, ImportedPoseParams):
+        return ImportedPoses(source)
+    return KinectPoses(source, params.keep_missing)
 
 
 @lru_cache(maxsize=1)
-def _skeletons(folder: Path, token: str) -> Mapping[str, Path]:
-    return find_skeletons(folder)
-
-
-@lru_cache(maxsize=1)
-def _missing(folder: Path, token: str) -> frozenset[str]:
-    return read_missing(folder)
+def _opened(params: _BroughtAlong, token: str) -> PoseSource:
+    # Read once a process and state of the source.
+    return _open(params)

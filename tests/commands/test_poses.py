@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from harcache.cache.annotations import write_poses
-from harcache.commands.poses import annotation_of, export_poses, import_poses, write_annotations
+from harcache.commands.poses import export_poses, import_poses
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.clips import Clip, write_manifest
+from harcache.pipeline.skeletons.formats.pyskl import annotation_of, write_annotations
 from harcache.pipeline.skeletons.imported import ImportedPoses
 from harcache.pipeline.work.outcomes import Counts, read_failures
 from harcache.pipeline.work.parts import Outcome, publish

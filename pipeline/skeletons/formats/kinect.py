@@ -4,16 +4,17 @@ Both sensors lose people and invent some; what is dropped and joined here is wha
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.folders import find_files
+from harcache.pipeline.skeletons.imported import ImportedPose
 
-__all__ = ["Skeletons", "find_skeletons", "read_missing", "read_skeletons"]
+__all__ = ["KinectPoses", "find_skeletons", "read_missing", "read_skeletons"]
 
 _NTU_JOINTS, _NTU_COLUMNS, _NTU_BODY_VALUES = 25, 12, 10
 _NTU_IMAGE = (1080, 1920)
@@ -26,27 +27,50 @@ _NTU_NAME = re.compile(r"S\d{3}C\d{3}P\d{3}R\d{3}A\d{3}")
 _ADVICE = "get the file anew or remove it"
 
 
-@dataclass(frozen=True)
-class Skeletons:
-    """The persons of a recording, most present first: M persons, T frames, V joints; NaN where nobody is.
+class KinectPoses:
+    """The skeletons in a folder, by clip id.
 
-    ``keypoints``: (M, T, V, 2) float32 pixels of an image of ``image_size`` (height, width), all NaN where
-    that is None; ``scores``: (M, T, V) float32; ``positions``: (M, T, V, 3) float32 metres before the sensor.
+    ``digests``: what stands for the state of each clip's file; ``frames`` is empty: no file was read yet.
+    Clips that a list of missing skeletons in the folder names have none, unless ``keep_missing``.
+    Raises HarcacheError where the folder has no skeletons.
     """
 
-    keypoints: np.ndarray
-    scores: np.ndarray
-    positions: np.ndarray
-    image_size: tuple[int, int] | None
+    def __init__(self, folder: Path, keep_missing: bool) -> None:
+        self._folder, self._keep_missing = folder, keep_missing
+        self._files, self._missing = find_skeletons(folder), read_missing(folder)
+        self.frames: Mapping[str, int] = {}
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._files
+
+    @cached_property
+    def digests(self) -> Mapping[str, str]:
+        """What stands for each clip's poses."""
+        stats = {id: path.stat() for id, path in self._files.items()}
+        return {id: f"{s.st_size} {s.st_mtime_ns} {id in self._missing}" for id, s in stats.items()}
+
+    def absence(self, id: str) -> str | None:
+        """Return why a clip has no poses, None where it has some."""
+        if id in self._missing and not self._keep_missing:
+            return f"a list in {self._folder} names its skeletons as missing"
+        return None if id in self else f"{self._folder} has no skeletons of it"
+
+    def read(self, id: str) -> ImportedPose:
+        """Read a clip's persons; HarcacheError as `read_skeletons` raises it."""
+        return read_skeletons(self._files[id])
 
 
 def find_skeletons(folder: Path) -> dict[str, Path]:
     """Return the skeleton files under ``folder`` by clip id; HarcacheError where there are none."""
     paths = [folder / name for name in find_files(folder, (".skeleton", ".mat"))]
-    found = {path.stem.removesuffix("_skeleton"): path for path in paths}
+    found = {_id_of(path): path for path in paths}
     if not found:
         raise HarcacheError(f"{folder} has no .skeleton or .mat files; give the folder that holds them")
     return found
+
+
+def _id_of(path: Path) -> str:
+    return path.stem.removesuffix("_skeleton")
 
 
 def read_missing(folder: Path) -> frozenset[str]:
@@ -55,9 +79,10 @@ def read_missing(folder: Path) -> frozenset[str]:
     return frozenset(name for path in lists for name in _NTU_NAME.findall(path.read_text(errors="replace")))
 
 
-def read_skeletons(path: Path) -> Skeletons:
+def read_skeletons(path: Path) -> ImportedPose:
     """Read a recording of NTU RGB+D (25 joints) or of UTD-MHAD (``.mat``, 20 joints, one person).
 
+    Persons come most present first, positions are metres before the sensor. UTD-MHAD's have no keypoints.
     NTU: a joint's score is 1 where it was tracked, 0.5 where it was inferred, else 0. Bodies that are no
     persons are dropped where others remain, and bodies that follow each other are one person.
     Raises HarcacheError, with the line, for a file that is cut off or not of that form.
@@ -65,7 +90,7 @@ def read_skeletons(path: Path) -> Skeletons:
     return _read_utd(path) if path.suffix == ".mat" else _read_ntu(path)
 
 
-def _read_ntu(path: Path) -> Skeletons:
+def _read_ntu(path: Path) -> ImportedPose:
     lines = _Lines(path)
     frames = lines.count("frames")
     if frames == 0:
@@ -91,7 +116,8 @@ def _read_ntu(path: Path) -> Skeletons:
     tracks = [_track(seen, frames) for seen in bodies.values()]
     persons = _joined(_without_noise(sorted(filter(_seen, tracks), key=_presence)))
     joints = np.array(persons).reshape(-1, frames, _NTU_JOINTS, _NTU_COLUMNS)
-    return Skeletons(
+    return ImportedPose(
+        _id_of(path),
         joints[..., 5:7].astype(np.float32),
         np.nan_to_num(joints[..., 11] / 2).astype(np.float32),
         joints[..., :3].astype(np.float32),
@@ -99,7 +125,7 @@ def _read_ntu(path: Path) -> Skeletons:
     )
 
 
-def _read_utd(path: Path) -> Skeletons:
+def _read_utd(path: Path) -> ImportedPose:
     # SciPy loads for half a second, which no other source needs.
     from scipy.io import loadmat
 
@@ -116,7 +142,7 @@ def _read_utd(path: Path) -> Skeletons:
     positions = values.transpose(2, 0, 1)[None].astype(np.float32)
     positions[~np.isfinite(positions).all(-1)] = np.nan
     scores = np.isfinite(positions).all(-1).astype(np.float32)
-    return Skeletons(np.full((*scores.shape, 2), np.nan, np.float32), scores, positions, None)
+    return ImportedPose(_id_of(path), np.full((*scores.shape, 2), np.nan, np.float32), scores, positions)
 
 
 def _track(seen: dict[int, np.ndarray], frames: int) -> np.ndarray:

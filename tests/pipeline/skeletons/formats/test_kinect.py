@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from harcache.pipeline.base.errors import HarcacheError
-from harcache.pipeline.skeletons.kinect import find_skeletons, read_missing, read_skeletons
+from harcache.pipeline.skeletons.formats.kinect import find_skeletons, read_missing, read_skeletons
 from tests.kinect_files import FIGURE, body, skeleton_text, write_mat, write_skeleton
 
 # Two numbers that a float could not tell apart, as NTU's are.

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from harcache.pipeline.skeletons.errors import PoseFileError
-from harcache.pipeline.skeletons.pickles import PickledArray, array_of, read_pickle
+from harcache.pipeline.skeletons.formats.pickles import PickledArray, array_of, read_pickle
 
 _in_one_folder = settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]

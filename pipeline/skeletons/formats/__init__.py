@@ -1,0 +1,1 @@
+"""Files of poses that other programs write, one format a module; `registry` lists them."""
