@@ -30,7 +30,7 @@ __all__ = ["Crop", "crop_of", "flag_counts", "global_box", "read_crops", "run"]
 
 _COLUMNS = ("id", "x1", "y1", "x2", "y2", "source", "fingerprint")
 # Tables of before have none of these, or not all; their clips are measured again.
-_QUALITY = ("persons", "confidence", "outside", "changes", "seen", "flags")
+_QUALITY = ("persons", "confidence", "outside", "changes", "seen", "dropped", "flags")
 _LEAST_EXTENT = 10.0  # pixels; persons smaller than that are no persons (released code)
 WHOLE_IMAGE = "whole image"
 
@@ -54,6 +54,10 @@ class Crop:
         """Return what may be wrong with the clip, of `stages.shared.quality.FLAGS`."""
         return self.quality.flags(self.source.startswith(WHOLE_IMAGE)) if self.quality else ()
 
+    def with_dropped(self, count: int | None) -> "Crop":
+        """Return the crop with what the pose stage noted of the persons that it dropped."""
+        return replace(self, quality=replace(self.quality, dropped=count)) if self.quality else self
+
 
 def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
     """Box every clip that has poses. Light enough to run here, without workers."""
@@ -69,9 +73,8 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
         for clip in (clip for clip in clips if clip.id in inputs.fingerprints):
             current = fingerprint("crop", inputs.fingerprints[clip.id], params.crop.fingerprint)
             try:
-                crops.append(
-                    _crop(clip, current, known, parts_of(workspace.poses, inputs.token), params.crop)
-                )
+                crop = _crop(clip, current, known, parts_of(workspace.poses, inputs.token), params.crop)
+                crops.append(crop.with_dropped(inputs.noted.get(clip.id)))
                 outcomes.append(Outcome(clip.id, "ok", current))
             except HarcacheError as error:
                 outcomes.append(Outcome(clip.id, "failed", current, str(error)))
@@ -156,7 +159,8 @@ def _crop_from_row(row: Mapping[str, str]) -> Crop:
     if row.get("persons"):
         confidence, outside = float(row["confidence"]), float(row["outside"])
         seen = float(row["seen"]) if "seen" in row else None
-        quality = Quality(int(row["persons"]), confidence, outside, int(row["changes"]), seen)
+        dropped = int(row["dropped"]) if row.get("dropped") else None
+        quality = Quality(int(row["persons"]), confidence, outside, int(row["changes"]), seen, dropped)
     return Crop(row["id"], (x1, y1, x2, y2), row["source"], row["fingerprint"], quality)
 
 
@@ -165,7 +169,7 @@ def _write_crops(path: Path, crops: Sequence[Crop]) -> None:
 
 
 def _to_row(crop: Crop) -> tuple[Any, ...]:
-    measured = asdict(crop.quality).values() if crop.quality else [""] * (len(_QUALITY) - 1)
+    measured = asdict(crop.quality).values() if crop.quality else [None] * (len(_QUALITY) - 1)
     return (crop.id, *crop.box, crop.source, crop.fingerprint, *measured, " ".join(crop.flags))
 
 

@@ -20,7 +20,7 @@ from harcache.pipeline.work.outcomes import Counts
 from harcache.pipeline.work.plan import Unit, Wanted
 from harcache.stages.persons import given_boxes, no_boxes
 from harcache.stages.persons.extraction import Context, extract_part, extract_video
-from harcache.stages.persons.tracking import link_persons
+from harcache.stages.persons.tracking import follow_persons
 from harcache.stages.shared.units import Parts, Timer, build_parts, ended, finish
 from harcache.stages.shared.workspace import Workspace
 
@@ -74,7 +74,7 @@ def between(looked_at: Sequence[int], found: Sequence[np.ndarray]) -> list[np.nd
     """
     boxes = list(found[:1])
     for (first, before), (last, after) in pairwise(zip(looked_at, found, strict=True)):
-        links = link_persons([before, after], len(before) + len(after))
+        links = follow_persons([before, after])
         steps = np.arange(1, last - first) / (last - first)
         boxes += [_blend(before, after, links, step) for step in steps]
         boxes.append(after)

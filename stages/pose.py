@@ -4,10 +4,11 @@ Persons are linked by their boxes before any pose is estimated, so the network s
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from harcache.cache.annotations import read_detections, write_poses
+from harcache.cache.annotations import read_detections, read_poses, write_poses
 from harcache.models.pretrained.batching import Network
 from harcache.models.pretrained.weight_files import find_config, find_weights
 from harcache.pipeline.base.files import file_digest
@@ -16,11 +17,23 @@ from harcache.pipeline.clips import Clip, read_manifest
 from harcache.pipeline.params import DatasetParams, PoseParams
 from harcache.pipeline.work.engine import Engine, Report
 from harcache.pipeline.work.outcomes import Counts
-from harcache.pipeline.work.plan import Unit, Wanted
+from harcache.pipeline.work.parts import read_record, record_path, verify_files
+from harcache.pipeline.work.plan import Unit
 from harcache.stages.persons import imported_poses
 from harcache.stages.persons.extraction import Context, extract_part, extract_video
-from harcache.stages.persons.tracking import LINKING, link_persons
-from harcache.stages.shared.units import Parts, Timer, build_parts, ended, finish, inputs_from, parts_of
+from harcache.stages.persons.slots import SLOT_RULES
+from harcache.stages.persons.tracking import LINKING, Links, link_boxes
+from harcache.stages.shared.units import (
+    Parts,
+    Rules,
+    Timer,
+    build_parts,
+    ended,
+    finish,
+    inputs_from,
+    part_file,
+    parts_of,
+)
 from harcache.stages.shared.workspace import Workspace
 
 __all__ = ["estimate_poses", "linked_poses", "process", "rows_of", "run"]
@@ -40,7 +53,7 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
     own = fingerprint("pose", LINKING, params.pose.fingerprint, [file_digest(source) for source in sources])
     inputs = inputs_from(workspace.detections, clips)
     wanted = [
-        Wanted(clip, fingerprint(own, inputs.fingerprints[clip.id]))
+        Rules.wanted(clip, fingerprint(own, inputs.fingerprints[clip.id]), SLOT_RULES)
         for clip in clips
         if clip.id in inputs.fingerprints
     ]
@@ -54,26 +67,49 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
         workspace.detections,
         inputs.token,
     )
-    parts = Parts("pose", workspace.poses, workspace.poses, wanted)
+    parts = Parts("pose", workspace.poses, workspace.poses, wanted, rules=SLOT_RULES)
     records = build_parts(parts, process, context, engine, workspace.retry_failed)
     return finish("pose", workspace, [*ended(records), *inputs.skipped])
 
 
 def process(unit: Unit, context: Context) -> Report:
-    """Make one part: the poses of its clips."""
-    persons: dict[str, tuple[list[np.ndarray], np.ndarray]] = {}
+    """Make one part: the poses of its clips; where an earlier version made it, those that hold are kept."""
+    persons: dict[str, tuple[list[np.ndarray], Links]] = {}
+    before = _made_before(unit, context.folder)
+
+    def holds(clip_id: str) -> bool:
+        return clip_id in before and not persons[clip_id][1].shared
 
     def wanted(clip: Clip) -> list[np.ndarray | None]:
         boxes = read_detections(parts_of(context.detections, context.token)[clip.id], clip.id)
-        links = link_persons(boxes, context.params.max_persons)
+        links = link_boxes(boxes, context.params.max_persons)
         persons[clip.id] = boxes, links
-        return _chosen(boxes, rows_of(links))
+        return [None] * len(boxes) if holds(clip.id) else _chosen(boxes, rows_of(links.rows))
 
     def assemble(clip: Clip, found: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        if holds(clip.id):
+            return read_poses(part_file(context.folder, unit.part), clip.id)
         boxes, links = persons[clip.id]
-        return linked_poses(links, _each_box(boxes, rows_of(links), found))
+        return linked_poses(links.rows, _each_box(boxes, rows_of(links.rows), found))
 
-    return extract_part(unit, context, wanted, assemble, write_poses)
+    rules = Rules(SLOT_RULES, lambda id: persons[id][1].shared, lambda id: persons[id][1].dropped)
+    return extract_part(unit, context, wanted, assemble, write_poses, rules)
+
+
+def _made_before(unit: Unit, folder: Path) -> frozenset[str]:
+    """Return the clips whose poses an earlier version made from the same inputs, as far as they are whole."""
+    path = record_path(folder, unit.part)
+    if not path.exists():
+        return frozenset()
+    record = read_record(path)
+    if record.rules == SLOT_RULES or not verify_files(folder, record, checksums=True):
+        return frozenset()
+    wanted = {clip.id: inputs for clip, inputs in zip(unit.clips, unit.fingerprints, strict=True)}
+    return frozenset(
+        outcome.id
+        for outcome in record.outcomes
+        if outcome.status == "ok" and wanted.get(outcome.id) == outcome.fingerprint
+    )
 
 
 def rows_of(links: np.ndarray) -> list[np.ndarray]:

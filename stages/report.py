@@ -52,6 +52,7 @@ _MEANINGS = {
     "outside": "many keypoints lie outside of the image",
     "identity_change": "a person is suddenly somewhere else",
     "rarely_seen": "nobody is found in most of the frames",
+    "crowded": "a frame has more persons than max_persons, so some have no poses",
 }
 
 
@@ -527,6 +528,7 @@ def _lines(build: _Build, id: str) -> list[str]:
     if crop is not None and crop.quality is not None:
         persons = "1 person" if crop.quality.persons == 1 else f"{crop.quality.persons} persons"
         said.append(f"{persons}, confidence {crop.quality.confidence:.2f}")
+        said.append(f"{crop.quality.dropped} more in single frames" if crop.quality.dropped else "")
     return [text for text in said if text]
 
 

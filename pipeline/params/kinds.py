@@ -35,7 +35,9 @@ Fraction = Annotated[float, Range(0, 1)]
 Positive = Annotated[float, Range(1e-9)]
 NotNegative = Annotated[float, Range(0)]
 Precision = Literal["float32", "bfloat16", "float16"]
-QualityFlag = Literal["nobody", "low_confidence", "whole_image", "outside", "identity_change", "rarely_seen"]
+QualityFlag = Literal[
+    "nobody", "low_confidence", "whole_image", "outside", "identity_change", "rarely_seen", "crowded"
+]
 """What may be wrong with a clip's persons and poses; the crop stage's table says it."""
 
 

@@ -59,6 +59,8 @@ class Outcome:
 class Record:
     """What a published part holds. ``files`` are (name in the folder, bytes, BLAKE2b-128 hex).
 
+    ``rules``: the version of the stage's rules that the part was made by, 0 where it has none. ``notes``: (id
+    of a clip, a number), which the stage explains.
     As text it is JSON whose last key, ``digest``, is the BLAKE2b-128 of all text before that key's comma.
     """
 
@@ -66,10 +68,17 @@ class Record:
     outcomes: tuple[Outcome, ...]
     files: tuple[tuple[str, int, str], ...]
     format: int = _FORMAT
+    rules: int = 0
+    notes: tuple[tuple[str, int], ...] = ()
 
     def to_json(self) -> str:
         """Return the record as text, the same for the same record."""
-        return _sealed(json_text(asdict(self)).removesuffix("\n}"))
+        values = asdict(self)
+        # Absent where there is nothing to say, as in the records of versions that had neither.
+        for name in ("rules", "notes"):
+            if not values[name]:
+                del values[name]
+        return _sealed(json_text(values).removesuffix("\n}"))
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
@@ -84,14 +93,23 @@ class Record:
             # The files of a part are removed with it.
             if name.startswith("/") or ".." in name.split("/"):
                 raise ValueError(f"file '{name}' may lie outside of the cache")
-        return cls(int(values["part"]), tuple(Outcome(**one) for one in values["outcomes"]), files)
+        outcomes = tuple(Outcome(**one) for one in values["outcomes"])
+        notes = tuple((str(id), int(number)) for id, number in values.get("notes", ()))
+        return cls(int(values["part"]), outcomes, files, rules=int(values.get("rules", 0)), notes=notes)
 
 
 def publish(
-    folder: Path, record_dir: Path, part: int, outcomes: Sequence[Outcome], files: Mapping[Path, Path]
+    folder: Path,
+    record_dir: Path,
+    part: int,
+    outcomes: Sequence[Outcome],
+    files: Mapping[Path, Path],
+    rules: int = 0,
+    notes: Sequence[tuple[str, int]] = (),
 ) -> Record:
     """Make ``files`` (temporary: final, both in ``folder``) the part ``part`` and return its record.
 
+    ``rules`` and ``notes`` are those of `Record`.
     An older part of that number is removed first, record before files, so that at no moment does a record
     stand for files it did not see.
     """
@@ -99,7 +117,7 @@ def publish(
         if not temporary.is_file():
             raise HarcacheError(f"part {part}: {temporary} is missing; the stage did not write it")
     described = tuple((final.relative_to(folder).as_posix(), *_describe(tmp)) for tmp, final in files.items())
-    record = Record(part, tuple(outcomes), described)
+    record = Record(part, tuple(outcomes), described, rules=rules, notes=tuple(notes))
     if record_path(record_dir, part).exists():
         remove_part(folder, record_dir, part)
     for temporary, final in files.items():

@@ -22,12 +22,14 @@ class Wanted:
     """A clip that the stage shall hold.
 
     ``fingerprint`` stands for all that its result depends on; ``weight`` is its rows, or 1 where parts
-    are counted in clips.
+    are counted in clips. ``alternative`` is another one that a result of the same inputs may have, see
+    `stages.shared.units.Rules`.
     """
 
     clip: Clip
     fingerprint: str
     weight: int = 1
+    alternative: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +64,23 @@ class Plan:
 
 @collection_paused()
 def plan(
-    wanted: Sequence[Wanted], records: Sequence[Record], capacity: int, retry_failed: bool = False
+    wanted: Sequence[Wanted],
+    records: Sequence[Record],
+    capacity: int,
+    retry_failed: bool = False,
+    rules: int = 0,
 ) -> Plan:
     """Return the work that turns ``records`` into ``wanted``; every wanted clip is in one part, whole.
 
-    A part stands when all its clips are wanted as they are. One with a clip that changed or left (or, with
-    ``retry_failed``, that failed) is made again under its number from the clips still wanted. All others
+    A part stands when it was made by the current ``rules`` and all its clips are wanted as they are. One with
+    a clip that changed or left (or, with ``retry_failed``, that failed) is made again under its number from
+    the clips still wanted. All others
     are packed into new parts of at most ``capacity``. If the units are made in part, in any order, the
     next plan has exactly the rest. A clip heavier than ``capacity`` raises HarcacheError.
     """
     by_id = {one.clip.id: one for one in wanted}
     _check_weights(wanted, capacity)
-    keep = _standing(records, by_id, retry_failed)
+    keep = _standing([record for record in records if record.rules == rules], by_id, retry_failed)
     standing = {record.part for record in keep}
     fixed = _fixed_layout(records, standing, by_id, capacity)
     layout = _extend(fixed, wanted, capacity)
@@ -99,7 +106,7 @@ def _standing(records: Iterable[Record], by_id: Mapping[str, Wanted], retry_fail
         ids = {outcome.id for outcome in record.outcomes}
         current = all(
             outcome.id in by_id
-            and outcome.fingerprint == by_id[outcome.id].fingerprint
+            and outcome.fingerprint in (by_id[outcome.id].fingerprint, by_id[outcome.id].alternative)
             and not (retry_failed and outcome.status == "failed")
             for outcome in record.outcomes
         )

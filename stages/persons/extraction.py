@@ -19,7 +19,7 @@ from harcache.pipeline.params import DetectParams, PoseParams
 from harcache.pipeline.video.frames import clip_frames
 from harcache.pipeline.work.engine import Report
 from harcache.pipeline.work.plan import Unit
-from harcache.stages.shared.units import AHEAD, Timer, build_table_part
+from harcache.stages.shared.units import AHEAD, Rules, Timer, build_table_part
 from harcache.stages.shared.workspace import choose_device
 
 __all__ = ["Context", "extract_part", "extract_video"]
@@ -52,6 +52,7 @@ def extract_part(
     wanted: Callable[[Clip], Sequence[np.ndarray | None]],
     assemble: Callable[[Clip, list[np.ndarray]], _Result],
     write: Callable[[Path, Mapping[str, _Result]], None],
+    rules: Rules | None = None,
 ) -> Report:
     """Make one part with the network that the parameters name.
 
@@ -70,7 +71,7 @@ def extract_part(
     def entry(clip: Clip) -> _Result:
         return assemble(clip, _whole(found.pop(clip.id)))
 
-    return build_table_part(context.folder, unit, entry, write, timer)
+    return build_table_part(context.folder, unit, entry, write, timer, rules)
 
 
 def extract_video(

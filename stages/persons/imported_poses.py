@@ -22,9 +22,11 @@ from harcache.pipeline.skeletons.imported import ImportedPose, ImportedPoses
 from harcache.pipeline.skeletons.source import PoseSource
 from harcache.pipeline.work.engine import Engine, Report
 from harcache.pipeline.work.outcomes import Counts
-from harcache.pipeline.work.plan import Unit, Wanted
+from harcache.pipeline.work.plan import Unit
+from harcache.stages.persons.slots import SLOT_RULES, Placement, place_persons
 from harcache.stages.shared.units import (
     Parts,
+    Rules,
     SkipError,
     Timer,
     build_parts,
@@ -68,11 +70,13 @@ def run(params: _BroughtAlong, workspace: Workspace, engine: Engine) -> Counts:
     # Where the poses lie is no part of what they are.
     own = fingerprint("pose", replace(params, source="").fingerprint)
     wanted = [
-        Wanted(clip, fingerprint(own, clip.frames, clip.height, clip.width, states[clip.id]))
+        Rules.wanted(
+            clip, fingerprint(own, clip.frames, clip.height, clip.width, states[clip.id]), SLOT_RULES
+        )
         for clip in there
     ]
     context = Context(workspace.poses, params, fingerprint(sorted(states.items())), shared)
-    parts = Parts("pose", workspace.poses, workspace.poses, wanted)
+    parts = Parts("pose", workspace.poses, workspace.poses, wanted, rules=SLOT_RULES)
     records = build_parts(parts, process, context, engine, workspace.retry_failed)
     return finish("pose", workspace, [*ended(records), *inputs.skipped])
 
@@ -80,9 +84,14 @@ def run(params: _BroughtAlong, workspace: Workspace, engine: Engine) -> Counts:
 def process(unit: Unit, context: Context) -> Report:
     """Make one part: the poses of its clips."""
     timer = Timer()
-    return build_table_part(
-        context.folder, unit, lambda clip: _poses(clip, context, timer), write_poses, timer
-    )
+    placed: dict[str, Placement] = {}
+
+    def work(clip: Clip) -> Sequence[np.ndarray]:
+        arrays, placed[clip.id] = _poses(clip, context, timer)
+        return arrays
+
+    rules = Rules(SLOT_RULES, lambda id: placed[id].shared, lambda id: placed[id].dropped)
+    return build_table_part(context.folder, unit, work, write_poses, timer, rules)
 
 
 def _states(source: PoseSource, clips: Sequence[Clip], shared: frozenset[str]) -> dict[str, str]:
@@ -107,7 +116,7 @@ def _name_in(source: PoseSource, clip: Clip, shared: frozenset[str]) -> str:
     return stem if clip.id not in source and stem not in shared else clip.id
 
 
-def _poses(clip: Clip, context: Context, timer: Timer) -> Sequence[np.ndarray]:
+def _poses(clip: Clip, context: Context, timer: Timer) -> tuple[Sequence[np.ndarray], Placement]:
     """Return keypoints (M, T, V, 2), scores (M, T, V) and, of skeletons in space, positions (M, T, V, 3)."""
     with timer("read"):
         pose = _read(clip, context)
@@ -116,8 +125,9 @@ def _poses(clip: Clip, context: Context, timer: Timer) -> Sequence[np.ndarray]:
         scale = np.array([clip.width / image_size[1], clip.height / image_size[0]], np.float32)
         keypoints = keypoints * scale
     arrays = [keypoints, pose.scores, *([] if pose.positions is None else [pose.positions])]
-    kept = _most_present(pose.scores, context.params.max_persons)
-    return [_fitted(array[kept], clip, np.nan if array.ndim == 4 else 0) for array in arrays]
+    placed = place_persons(np.any(pose.scores > 0, axis=-1), clip.frames, context.params.max_persons)
+    kept = [placed.take(array) for array in arrays]
+    return [_fitted(array, clip, np.nan if array.ndim == 4 else 0) for array in kept], placed
 
 
 def _read(clip: Clip, context: Context) -> ImportedPose:
@@ -127,12 +137,6 @@ def _read(clip: Clip, context: Context) -> ImportedPose:
     if absence is not None:
         raise SkipError(absence)
     return source.read(name)
-
-
-def _most_present(scores: np.ndarray, persons: int) -> np.ndarray:
-    """Return the rows of the persons seen in most frames, in their order."""
-    seen = (scores > 0).any(-1).sum(-1)
-    return np.sort(np.argsort(-seen, kind="stable")[:persons])
 
 
 def _fitted(values: np.ndarray, clip: Clip, nobody: float) -> np.ndarray:

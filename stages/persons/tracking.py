@@ -1,20 +1,23 @@
 """Who is who from frame to frame, by boxes alone: the network then sees only the persons who are kept.
 
 A whole clip of few persons needs less than the trackers for streams of crowds do, whose rules on when a track
-begins and is given up lose frames; a predicted box and the best pairing keep as many identities.
+begins and is given up lose frames; a predicted box and the best pairing keep as many identities. A box that
+overlaps nobody begins a new track; `stages.persons.slots` says which tracks are one person, and who is kept.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.stages.persons.boxes import overlaps
+from harcache.stages.persons.slots import fill_slots, join_tracks
 
-__all__ = ["LINKING", "link_persons"]
+__all__ = ["LINKING", "Links", "follow_persons", "link_boxes", "link_persons"]
 
 LINKING = 2
-"""The version of these rules, part of the poses' fingerprints: the same boxes linked otherwise raise it."""
+"""The version of the rules of `follow_persons`, part of the poses' fingerprints: other tracks raise it."""
 
 _LEAST_OVERLAP = 0.1  # intersection over union under which two boxes are two persons
 # An alpha-beta filter: the shares of a surprise that place and speed take over.
@@ -69,14 +72,58 @@ class _Persons:
         self.scores[number] += float(box[4])
 
 
+@dataclass(frozen=True)
+class Links:
+    """Which box is whose: ``rows`` (M, T) int, the row of slot m's box in frame t, or -1 where it has none.
+
+    ``shared``: whether a slot holds several tracks. ``dropped``: boxes that are in no slot.
+    """
+
+    rows: np.ndarray
+    shared: bool
+    dropped: int
+
+
 def link_persons(boxes: Sequence[np.ndarray], max_persons: int) -> np.ndarray:
+    """Return ``rows`` of what `link_boxes` returns."""
+    return link_boxes(boxes, max_persons).rows
+
+
+def link_boxes(boxes: Sequence[np.ndarray], max_persons: int) -> Links:
+    """Give each person one of at most ``max_persons`` slots, whoever is seen longest first.
+
+    ``boxes``: a frame's (n, 5) x1 y1 x2 y2 score. In frames with more boxes than slots those of the longest
+    tracks are kept, in all others every box is. Tracks are those of `follow_persons`, joined and placed as
+    `join_tracks` and `fill_slots` say. Raises HarcacheError for boxes that are not finite.
+    """
+    tracks = _tracks(boxes)
+    persons = join_tracks(tracks, boxes)
+    shown = fill_slots([np.array(list(track)) for track in tracks], persons, len(boxes), max_persons)
+    shown = shown[np.argsort(-(shown >= 0).sum(axis=1), kind="stable")]
+    rows = np.full(shown.shape, -1)
+    for slot, t in np.argwhere(shown >= 0):
+        rows[slot, t] = tracks[shown[slot, t]][t]
+    dropped = sum(map(len, boxes)) - int((rows >= 0).sum())
+    return Links(rows, len(np.unique(shown[shown >= 0])) > len(shown), dropped)
+
+
+def follow_persons(boxes: Sequence[np.ndarray]) -> np.ndarray:
     """Follow persons from frame to frame by the overlap of their boxes with where they should be by now.
 
-    ``boxes``: a frame's (n, 5) x1 y1 x2 y2 score. Returns (M, T) int, the row of person m's box in frame t
-    or -1 where the person is not seen; M is at most ``max_persons``, the persons seen longest first. A person
-    who is lost takes up again with a box that overlaps where they were going or where they were last seen.
-    Raises HarcacheError for boxes that are not finite.
+    ``boxes``: a frame's (n, 5) x1 y1 x2 y2 score. Returns (N, T) int, the row of track n's box in frame t
+    or -1 where it has none, the longest tracks first. A person who is lost takes up again with a box that
+    overlaps where they were going or where they were last seen. Raises HarcacheError for boxes that are not
+    finite.
     """
+    tracks = _tracks(boxes)
+    links = np.full((len(tracks), len(boxes)), -1)
+    for link, track in zip(links, tracks, strict=True):
+        link[list(track)] = list(track.values())
+    return links
+
+
+def _tracks(boxes: Sequence[np.ndarray]) -> list[dict[int, int]]:
+    """Return the row of each track's box by frame, the longest tracks first."""
     persons = _Persons()
     for t, found in enumerate(boxes):
         if not np.isfinite(found).all():
@@ -90,13 +137,10 @@ def link_persons(boxes: Sequence[np.ndarray], max_persons: int) -> np.ndarray:
                 persons.follow(matched[row], expected[matched[row]], t, row, box)
             else:
                 persons.add(t, row, box)
-    kept = sorted(
+    order = sorted(
         range(len(persons.rows)), key=lambda number: (-len(persons.rows[number]), -persons.scores[number])
-    )[:max_persons]
-    links = np.full((len(kept), len(boxes)), -1)
-    for link, number in zip(links, kept, strict=True):
-        link[list(persons.rows[number])] = list(persons.rows[number].values())
-    return links
+    )
+    return [persons.rows[number] for number in order]
 
 
 def _match(expected: np.ndarray, last: np.ndarray, boxes: np.ndarray) -> dict[int, int]:

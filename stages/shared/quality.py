@@ -4,6 +4,7 @@ From the poses alone: no truth is needed, and nothing is decoded again. Measures
 since every dataset has its own idea of what is bad.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import get_args
 
@@ -26,9 +27,10 @@ _JUMP = 0.5  # of a person's size, from one frame to the next
 class Quality:
     """Measures of a clip: how many ``persons``, and how sure, where and how steady their keypoints are.
 
-    ``confidence`` is the mean score, ``outside`` the part that lies outside of the image, ``changes`` how
-    often a person is suddenly somewhere else, ``seen`` the part of the frames in which anyone is found; None
-    in a table that was written before that was measured.
+    ``persons`` are the slots in use. ``confidence`` is the mean score, ``outside`` the part that lies outside
+    of the image, ``changes`` how often whoever has a slot is suddenly somewhere else, ``seen`` the part of
+    the frames in which anyone is found, ``dropped`` the persons without a slot, added up over the frames.
+    The last two are None where a table, or the poses, are from before they were measured.
     """
 
     persons: int
@@ -36,10 +38,17 @@ class Quality:
     outside: float
     changes: int
     seen: float | None
+    dropped: int | None = None
+
+    def tells(self, flags: Iterable[str]) -> bool:
+        """Return whether what these flags depend on was measured."""
+        unknown = {"rarely_seen"} if self.seen is None else set[str]()
+        unknown |= {"crowded"} if self.dropped is None else set()
+        return unknown.isdisjoint(flags)
 
     def flags(self, whole_image: bool) -> tuple[str, ...]:
         """Return those of ``FLAGS`` that hold: a mean score under 0.4, over a tenth outside, any change,
-        nobody in most frames.
+        nobody in most frames, anybody dropped.
 
         ``whole_image`` says whether the crop is that. Of a clip without persons only that is said.
         """
@@ -52,6 +61,7 @@ class Quality:
             self.outside > _MOST_OUTSIDE,
             self.changes > 0,
             self.seen is not None and self.seen < _LEAST_SEEN,
+            bool(self.dropped),
         )
         return tuple(flag for flag, held in zip(FLAGS, holds, strict=True) if held)
 

@@ -7,7 +7,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ __all__ = [
     "CLIPS_PER_PART",
     "Inputs",
     "Parts",
+    "Rules",
     "SkipError",
     "Timer",
     "build_parts",
@@ -59,12 +60,42 @@ class Inputs:
     """What an earlier stage holds: the fingerprint of each clip that ended well there, and the others.
 
     ``skipped``: an outcome for each clip that did not end well. ``token`` is another one whenever the earlier
-    stage's parts are.
+    stage's parts are. ``noted``: what its `Rules` noted of each clip, if its part was made by any.
     """
 
     fingerprints: Mapping[str, str]
     skipped: tuple[Outcome, ...]
     token: str
+    noted: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Rules that were added to a stage and change some clips' results: all others keep their fingerprints.
+
+    ``version`` is noted in each part's record; parts of other versions are made again. ``changed`` tells of a
+    clip whether its result is not what it was before there were any rules, so that its fingerprint becomes
+    another one. ``noted`` gives a number for the part's record to keep.
+    """
+
+    version: int
+    changed: Callable[[str], bool]
+    noted: Callable[[str], int]
+
+    @staticmethod
+    def wanted(clip: Clip, inputs: str, version: int) -> Wanted:
+        """Return a clip of which ``inputs`` stands for all that its result depends on but the rules."""
+        return Wanted(clip, inputs, alternative=_changed(inputs, version))
+
+    def outcome(self, outcome: Outcome) -> Outcome:
+        """Return how a clip ended, with the fingerprint of what it has become."""
+        if outcome.status != "ok" or not self.changed(outcome.id):
+            return outcome
+        return replace(outcome, fingerprint=_changed(outcome.fingerprint, self.version))
+
+
+def _changed(inputs: str, version: int) -> str:
+    return fingerprint("rules", version, inputs)
 
 
 @dataclass
@@ -116,7 +147,13 @@ def inputs_from(folder: Path, clips: Sequence[Clip]) -> Inputs:
             Outcome(o.id, "skipped", "", f"{o.status} in {folder.name}") for o in wanted if o.status != "ok"
         ),
         _token(records),
+        {id: number for record in records if record.rules for id, number in _noted(record)},
     )
+
+
+def _noted(record: Record) -> Iterator[tuple[str, int]]:
+    yield from ((outcome.id, 0) for outcome in record.outcomes)
+    yield from record.notes
 
 
 @lru_cache(maxsize=2)
@@ -142,7 +179,7 @@ def _token(records: Sequence[Record]) -> str:
 class Parts:
     """What a stage shall hold: the wanted clips, in parts of at most ``capacity`` in ``folder``.
 
-    ``records``: where the parts' records lie.
+    ``records``: where the parts' records lie; ``rules``: the version of the stage's `Rules`, if it has any.
     """
 
     stage: str
@@ -150,6 +187,7 @@ class Parts:
     records: Path
     wanted: Sequence[Wanted]
     capacity: int = CLIPS_PER_PART
+    rules: int = 0
 
 
 def build_parts(
@@ -160,7 +198,8 @@ def build_parts(
     # What a killed run, or one that met a full disk, left behind: no other process works here now.
     for stray in parts.folder.rglob("*.partial"):
         stray.unlink()
-    planned = plan(parts.wanted, sound_records(parts.folder, parts.records), parts.capacity, retry_failed)
+    records = sound_records(parts.folder, parts.records)
+    planned = plan(parts.wanted, records, parts.capacity, retry_failed, parts.rules)
     for part in planned.remove:
         remove_part(parts.folder, parts.records, part)
     kept = sum(len(record.outcomes) for record in planned.keep)
@@ -210,14 +249,17 @@ def build_table_part(
     work: Callable[[Clip], _Result],
     write: Callable[[Path, Mapping[str, _Result]], None],
     timer: Timer,
+    rules: Rules | None = None,
 ) -> Report:
     """Make one part of a stage that keeps one file a part: ``write`` gets what ``work`` gave, by clip id."""
     found, outcomes = process_clips(unit, work)
+    if rules:
+        outcomes = [rules.outcome(outcome) for outcome in outcomes]
     final = part_file(folder, unit.part)
     temporary = partial_path(final)
     with timer("write"):
         write(temporary, found)
-    return publish_part(folder, folder, unit, outcomes, {temporary: final}, timer)
+    return publish_part(folder, folder, unit, outcomes, {temporary: final}, timer, rules)
 
 
 def publish_part(
@@ -227,6 +269,7 @@ def publish_part(
     outcomes: Sequence[Outcome],
     files: Mapping[Path, Path],
     timer: Timer,
+    rules: Rules | None = None,
 ) -> Report:
     """Commit what a unit wrote, or remove it after a trial, and report on it."""
     with timer("write"):
@@ -234,7 +277,9 @@ def publish_part(
             for temporary in files:
                 temporary.unlink()
         else:
-            publish(folder, records, unit.part, outcomes, files)
+            noted = [(o.id, rules.noted(o.id)) for o in outcomes if rules and o.status == "ok"]
+            notes = [(id, number) for id, number in noted if number]
+            publish(folder, records, unit.part, outcomes, files, rules.version if rules else 0, notes)
     counted = Counter(outcome.status for outcome in outcomes)
     frames = sum(clip.frames for clip in unit.clips)
     return Report(

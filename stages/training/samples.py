@@ -102,10 +102,14 @@ def split_clips(workspace: Workspace, train: Section, split: str) -> list[Clip]:
 
 def _without(train: Section, clips: Sequence[Clip], workspace: Workspace) -> list[Clip]:
     crops = read_crops(workspace.crops)
-    if any(crops[clip.id].quality is None for clip in clips if clip.id in crops):
+    asks = f"which {train.KEY}.{workspace.dataset}.sample.exclude asks for"
+    measured = [crops[clip.id].quality for clip in clips if clip.id in crops]
+    if None in measured:
+        raise HarcacheError(f"{workspace.crops} has no flags, {asks}; run the crop stage again")
+    if not all(quality.tells(train.sample.exclude) for quality in measured if quality):
         raise HarcacheError(
-            f"{workspace.crops} has no flags, which {train.KEY}.{workspace.dataset}.sample.exclude asks for; "
-            "run the crop stage again"
+            f"{workspace.crops}, of an earlier version, lacks a flag {asks}; run "
+            f"'harcache pose {workspace.dataset}', then 'harcache crop {workspace.dataset}'"
         )
     flagged = {crop.id for crop in crops.values() if {*crop.flags} & {*train.sample.exclude}}
     kept = [clip for clip in clips if clip.id not in flagged]

@@ -1,6 +1,7 @@
 """One box a clip: the released code's to the pixel, or the whole image, in a table whose damage is found."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from harcache.pipeline.datasets.demo import read_truth
 from harcache.pipeline.params import DatasetParams
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import Counts, read_failures, write_counts
-from harcache.pipeline.work.parts import Outcome, publish
+from harcache.pipeline.work.parts import Outcome, publish, read_records
 from harcache.stages import crop
 from harcache.stages.crop import Crop, flag_counts, global_box, read_crops
+from harcache.stages.persons.slots import SLOT_RULES
 from harcache.stages.shared.quality import Quality
 from harcache.stages.shared.workspace import Workspace
 
@@ -148,7 +150,7 @@ def workspace(tmp_path: Path) -> Workspace:
         folder.mkdir(parents=True)
         write_poses(folder / "new", poses)
         outcomes = [Outcome(name, "ok", f"{folder.name} {name}") for name in names]
-        publish(folder, folder, 0, outcomes, {folder / "new": folder / "part-00000.h5"})
+        publish(folder, folder, 0, outcomes, {folder / "new": folder / "part-00000.h5"}, rules=SLOT_RULES)
     return workspace
 
 
@@ -184,7 +186,7 @@ def test_the_table_flags_what_may_be_wrong_with_a_clip(
     }
     assert flag_counts(crops.values()) == {
         "nobody": 1, "low_confidence": 1, "whole_image": 3, "outside": 1, "identity_change": 0,
-        "rarely_seen": 0,
+        "rarely_seen": 0, "crowded": 0,
     }  # fmt: skip
     said = "flags of 4 clips: 1 nobody, 1 low_confidence, 3 whole_image, 1 outside"
     assert said in capsys.readouterr().out
@@ -196,19 +198,40 @@ def test_a_table_of_before_is_read_and_its_clips_are_measured(
     _run(params, workspace)
     now = read_crops(workspace.crops)
     lines = [line.split(",") for line in workspace.crops.read_text().splitlines()]
-    # Before it was known in how many frames anyone is seen.
-    workspace.crops.write_text("".join(",".join([*line[:-2], line[-1]]) + "\n" for line in lines))
-    before = read_crops(workspace.crops)["found"].quality
-    assert before == replace(now["found"].quality, seen=None)
-    _run(params, workspace)
-    assert read_crops(workspace.crops) == now
-    rows = [",".join(line[:-6]) for line in lines]
+    # Before it was known whom max_persons drops, and before that, in how many frames anyone is seen.
+    for columns, unknown in ((1, {"dropped": None}), (2, {"dropped": None, "seen": None})):
+        kept = [",".join([*line[: -1 - columns], line[-1]]) for line in lines]
+        workspace.crops.write_text("\n".join(kept) + "\n")
+        assert read_crops(workspace.crops)["found"].quality == replace(now["found"].quality, **unknown)
+        _run(params, workspace)
+        assert read_crops(workspace.crops) == now
+    rows = [",".join(line[:-7]) for line in lines]
     old = [row for row in rows if "whole image" not in row]
     workspace.crops.write_text("\n".join(old) + "\n")
     assert {name: one.box for name, one in read_crops(workspace.crops).items()} == {"found": now["found"].box}
     assert read_crops(workspace.crops)["found"].quality is None
     _run(params, workspace)
     assert read_crops(workspace.crops) == now
+
+
+def test_persons_whom_the_pose_stage_dropped_are_counted_and_flagged(
+    workspace: Workspace, params: DatasetParams
+) -> None:
+    _run(params, workspace)
+    assert read_crops(workspace.crops)["found"].quality.dropped == 0
+    folder, record = workspace.poses, read_records(workspace.poses)[0]
+    shutil.copy(folder / "part-00000.h5", folder / "new")
+    files = {folder / "new": folder / "part-00000.h5"}
+    publish(folder, folder, 0, record.outcomes, files, SLOT_RULES, [("found", 7)])
+    _run(params, workspace)
+    crops = read_crops(workspace.crops)
+    assert crops["found"].quality.dropped == 7 and crops["found"].flags == ("crowded",)
+    assert flag_counts(crops.values())["crowded"] == 1
+    # Of poses of before, nobody knows.
+    shutil.copy(folder / "part-00000.h5", folder / "new")
+    publish(folder, folder, 0, record.outcomes, files)
+    _run(params, workspace)
+    assert read_crops(workspace.crops)["found"].quality.dropped is None
 
 
 def test_unsure_keypoints_do_not_move_the_box(workspace: Workspace, params: DatasetParams) -> None:
@@ -289,10 +312,8 @@ def test_the_table_gives_back_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, boxes: dict[str, tuple[int, int, int, int]]
 ) -> None:
     path = tmp_path_factory.mktemp("crops") / "crops.csv"
-    found = Quality(1, 0.25, 0.5, 2, 0.75)
-    crops = [
-        Crop(n, box, "whole image: a, b", "ff", found if box[0] % 2 else None) for n, box in boxes.items()
-    ]
+    found = [None, Quality(1, 0.25, 0.5, 2, 0.75), Quality(1, 0.25, 0.5, 2, 0.75, 3)]
+    crops = [Crop(n, box, "whole image: a, b", "ff", found[box[0] % 3]) for n, box in boxes.items()]
     crop._write_crops(path, crops)
     assert read_crops(path) == {one.id: one for one in crops}
 

@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -281,3 +282,10 @@ def _target(fd: str) -> str | None:
         return os.readlink(f"/proc/self/fd/{fd}")
     except OSError:
         return None
+
+
+def test_a_record_says_of_rules_and_notes_only_where_there_are_any(tmp_path: Path) -> None:
+    plain = Record(3, OUTCOMES, ())
+    assert [*json.loads(plain.to_json())] == ["part", "outcomes", "files", "format", "digest"]
+    noted = Record(3, OUTCOMES, (), rules=2, notes=(("a", 7),))
+    assert Record.from_json(noted.to_json()) == noted and Record.from_json(plain.to_json()) == plain

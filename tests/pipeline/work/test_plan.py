@@ -168,3 +168,17 @@ def test_failed_clips_are_tried_again_only_when_asked() -> None:
 def test_a_clip_heavier_than_a_part_fails() -> None:
     with pytest.raises(HarcacheError, match="clip 'a' has 11 rows, a part takes 10: raise shard_rows"):
         plan([_wanted("a", 11)], [], CAPACITY)
+
+
+def test_a_part_of_other_rules_is_made_again_and_either_fingerprint_counts() -> None:
+    clips = [_wanted(name) for name in ("a", "b")]
+    [unit] = plan(clips, (), CAPACITY, rules=2).make
+    record = dataclasses.replace(_record(unit), rules=2)
+    assert plan(clips, [record], CAPACITY, rules=2).keep == (record,)
+    for rules in (0, 1, 3):
+        assert plan(clips, [record], CAPACITY, rules=rules).make == (unit,)
+    changed = dataclasses.replace(record.outcomes[0], fingerprint="other")
+    record = dataclasses.replace(record, outcomes=(changed, record.outcomes[1]))
+    assert plan(clips, [record], CAPACITY, rules=2).make == (unit,)
+    either = [dataclasses.replace(one, alternative="other") for one in clips]
+    assert plan(either, [record], CAPACITY, rules=2).keep == (record,)

@@ -1,6 +1,7 @@
 """Poses that are there already: each clip gets its own, in its video's pixels and frames, or is named."""
 
 import pickle
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from harcache.pipeline.params import (
 from harcache.pipeline.skeletons.imported import ImportedPose, write_imported_poses
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import Counts, read_failures
+from harcache.pipeline.work.parts import publish, read_records
 from harcache.stages import crop, detect, heatmap, pose
 from harcache.stages.crop import read_crops
 from harcache.stages.shared import contents as caches
@@ -141,6 +143,40 @@ def test_the_most_present_persons_are_kept_in_their_order(
     one.keypoints[1, 15:], one.scores[1, 15:] = np.nan, 0
     _import(workspace, params, [_clip("a")], [one], persons=2)
     np.testing.assert_array_equal(_keypoints(workspace, "a"), one.keypoints[1:])
+
+
+def test_who_comes_after_somebody_left_gets_the_slot_and_who_gets_none_is_counted(
+    workspace: Workspace, params: DatasetParams
+) -> None:
+    one = _imported("a", 4)
+    for person, frames in enumerate([slice(0, 20), slice(0, 9), slice(12, 18), slice(7, 11)]):
+        away = np.ones(_FRAMES, bool)
+        away[frames] = False
+        one.keypoints[person, away], one.scores[person, away] = np.nan, 0
+    _import(workspace, params, [_clip("a")], [one], persons=2)
+    keypoints = _keypoints(workspace, "a")
+    np.testing.assert_array_equal(keypoints[0], one.keypoints[0])
+    expected = np.concatenate(
+        [one.keypoints[1, :9], one.keypoints[3, 9:12], one.keypoints[2, 12:18], one.keypoints[1, 18:]]
+    )
+    np.testing.assert_array_equal(keypoints[1], expected)
+    with Engine(workers=0) as engine:
+        crop.run(params, workspace, engine)
+    quality = read_crops(workspace.crops)["a"].quality
+    assert quality is not None and (quality.persons, quality.dropped) == (2, 2)
+
+
+def test_clips_that_fit_keep_the_fingerprints_of_earlier_versions(
+    workspace: Workspace, params: DatasetParams
+) -> None:
+    _import(workspace, params, [_clip("a"), _clip("b")], [_imported("a", 2), _imported("b", 2)])
+    before, part = read_records(workspace.poses)[0], part_file(workspace.poses, 0)
+    content = part.read_bytes()
+    shutil.copy(part, workspace.poses / "new")
+    publish(workspace.poses, workspace.poses, 0, before.outcomes, {workspace.poses / "new": part})
+    assert read_records(workspace.poses)[0].rules == 0
+    _import(workspace, params, [_clip("a"), _clip("b")], [_imported("a", 2), _imported("b", 2)])
+    assert read_records(workspace.poses)[0] == before and part.read_bytes() == content
 
 
 def test_only_the_part_whose_poses_changed_is_made_again(workspace: Workspace, params: DatasetParams) -> None:

@@ -1,5 +1,7 @@
 """What the measures of a clip's poses say, by clips made by hand, and that nothing else moves them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -63,6 +65,23 @@ def test_a_clip_in_most_of_whose_frames_nobody_is_found_is_flagged() -> None:
     keypoints[:, 14:], scores[:, 14:] = np.nan, 0
     found = quality_of(keypoints, scores, _SIZE, 0.3)
     assert found.seen == pytest.approx(14 / 30) and found.flags(whole_image=False) == ("rarely_seen",)
+
+
+def test_a_clip_that_lost_persons_is_crowded_and_what_was_not_measured_is_known() -> None:
+    keypoints, scores = _walk()
+    found = quality_of(keypoints, scores, _SIZE, 0.3)
+    assert replace(found, dropped=1).flags(whole_image=False) == ("crowded",)
+    assert replace(found, dropped=0).flags(whole_image=False) == ()
+    assert not found.tells(["crowded"]) and found.tells(["rarely_seen", "nobody"])
+    assert not replace(found, seen=None, dropped=0).tells(["rarely_seen"])
+    assert replace(found, dropped=0).tells(FLAGS)
+
+
+def test_a_slot_that_passes_from_one_person_to_another_changes_once() -> None:
+    keypoints, scores = _walk()
+    keypoints[:, 15:] = _walk(-1, 280)[0][:, 15:]
+    found = quality_of(keypoints, scores, _SIZE, 0.3)
+    assert (found.persons, found.changes, found.seen) == (1, 1, 1.0)
 
 
 def test_hidden_legs_are_no_change() -> None:
