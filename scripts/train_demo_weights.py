@@ -23,7 +23,11 @@ sys.path.insert(0, str(ROOT))
 
 from harcache.models.pretrained import mmcv_stub  # noqa: E402
 from harcache.models.pretrained.yolo import prepare_ultralytics, save_yolo  # noqa: E402
-from harcache.pipeline.datasets import figures, motion  # noqa: E402
+from harcache.pipeline.datasets.drawn_figures import motion  # noqa: E402
+from harcache.pipeline.datasets.drawn_figures.backgrounds import make_room  # noqa: E402
+from harcache.pipeline.datasets.drawn_figures.figures import render  # noqa: E402
+from harcache.pipeline.datasets.drawn_figures.performers import make_look  # noqa: E402
+from harcache.pipeline.datasets.drawn_figures.scenes import make_scene, scene_truth  # noqa: E402
 from harcache.pipeline.skeletons.joints import COCO_MIRRORED  # noqa: E402
 
 WEIGHTS = ROOT / "models" / "weights"
@@ -41,13 +45,13 @@ def draw(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rng.random() < 0.15
     ):  # two persons hide each other's joints: rarer among the actions than they are hard
         action = int(rng.choice(sorted(motion.TWO_PERSONS)))
-    looks = tuple(motion.make_look(rng) for _ in range(2 if action in motion.TWO_PERSONS else 1))
-    room = figures.make_room(SIZES[rng.integers(len(SIZES))], rng)
+    looks = tuple(make_look(rng) for _ in range(2 if action in motion.TWO_PERSONS else 1))
+    room = make_room(SIZES[rng.integers(len(SIZES))], rng)
     # Only a few frames are laid out, since one of them is drawn; the phase of each is as in a whole clip.
-    scene = figures.make_scene(action, int(rng.integers(1, 4)), looks, 41, room, rng, rng)
+    scene = make_scene(action, int(rng.integers(1, 4)), looks, 41, room, rng, rng)
     frame = int(rng.integers(41))
-    image = figures.render(scene, frame)
-    boxes, keypoints = figures.scene_truth(scene)
+    image = render(scene, frame)
+    boxes, keypoints = scene_truth(scene)
     quality = int(rng.integers(55, 98))
     encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return cv2.imdecode(encoded, cv2.IMREAD_COLOR), boxes[:, frame], keypoints[:, frame]

@@ -20,8 +20,10 @@ from harcache.cache.clip_store import open_store
 from harcache.commands.poses import import_poses
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.clips import read_manifest
-from harcache.pipeline.datasets.figures import make_room, make_scene, render
-from harcache.pipeline.datasets.motion import make_look
+from harcache.pipeline.datasets.drawn_figures.backgrounds import make_room
+from harcache.pipeline.datasets.drawn_figures.figures import render
+from harcache.pipeline.datasets.drawn_figures.performers import make_look
+from harcache.pipeline.datasets.drawn_figures.scenes import make_scene
 from harcache.pipeline.params import FolderIndexParams, IndexParams
 from harcache.pipeline.video.frames import write_video
 from harcache.pipeline.work.engine import Engine

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harcache.pipeline.datasets.figures import make_room, make_scene, render
-from harcache.pipeline.datasets.motion import make_look
+from harcache.pipeline.datasets.drawn_figures.backgrounds import make_room
+from harcache.pipeline.datasets.drawn_figures.figures import render
+from harcache.pipeline.datasets.drawn_figures.performers import make_look
+from harcache.pipeline.datasets.drawn_figures.scenes import make_scene
 from harcache.pipeline.params import FolderIndexParams, RgbParams
 from harcache.pipeline.video.frames import write_video
 from harcache.pipeline.work.engine import Engine

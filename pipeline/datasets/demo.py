@@ -20,7 +20,11 @@ from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.files import partial_path, write_if_changed
 from harcache.pipeline.base.fingerprints import fingerprint
 from harcache.pipeline.base.progress import progress
-from harcache.pipeline.datasets import figures, motion
+from harcache.pipeline.datasets.drawn_figures import motion
+from harcache.pipeline.datasets.drawn_figures.backgrounds import make_room
+from harcache.pipeline.datasets.drawn_figures.figures import render
+from harcache.pipeline.datasets.drawn_figures.performers import make_look
+from harcache.pipeline.datasets.drawn_figures.scenes import Scene, make_scene, scene_truth
 from harcache.pipeline.datasets.layout import Scan
 from harcache.pipeline.datasets.ntu import TRAIN_PERFORMERS, scan_actions
 from harcache.pipeline.params import IndexParams
@@ -154,7 +158,7 @@ def _video_path(root: Path, clip: _DemoClip) -> Path:
     return root / f"{clip.id}_rgb.mp4"
 
 
-def _scene(spec: DemoSpec, clip: _DemoClip) -> figures.Scene:
+def _scene(spec: DemoSpec, clip: _DemoClip) -> Scene:
     # The actions of an object pair share the state that makes the motion, and with it motion and length.
     held = sorted(motion.HELD)
     moves_as = held[held.index(clip.action) // 2 * 2] if clip.action in motion.HELD else clip.action
@@ -165,10 +169,10 @@ def _scene(spec: DemoSpec, clip: _DemoClip) -> figures.Scene:
     performers = [clip.performer]
     if clip.action in motion.TWO_PERSONS:
         performers.append(_partner(spec, clip.performer))
-    looks = tuple(motion.make_look(np.random.default_rng((spec.seed, p, 2))) for p in performers)
+    looks = tuple(make_look(np.random.default_rng((spec.seed, p, 2))) for p in performers)
     room_rng = np.random.default_rng((spec.seed, clip.setup, clip.camera, 3))
-    room = figures.make_room(_SIZES[room_rng.integers(len(_SIZES))], room_rng)
-    return figures.make_scene(clip.action, clip.camera, looks, num_frames, room, motion_rng, view_rng)
+    room = make_room(_SIZES[room_rng.integers(len(_SIZES))], room_rng)
+    return make_scene(clip.action, clip.camera, looks, num_frames, room, motion_rng, view_rng)
 
 
 def _partner(spec: DemoSpec, performer: int) -> int:
@@ -181,7 +185,7 @@ def _partner(spec: DemoSpec, performer: int) -> int:
 def _encode(root: Path, spec: DemoSpec, clip: _DemoClip) -> None:
     cv2.setNumThreads(1)
     scene = _scene(spec, clip)
-    frames = (figures.render(scene, t) for t in range(scene.joints.shape[1]))
+    frames = (render(scene, t) for t in range(scene.joints.shape[1]))
     # MPEG-4 part 2, as NTU's own files: libx264 does not give the same bytes every time.
     write_video(_video_path(root, clip), frames, _FPS, "mpeg4", 3)
 
@@ -189,7 +193,7 @@ def _encode(root: Path, spec: DemoSpec, clip: _DemoClip) -> None:
 def _write_truth(path: Path, spec: DemoSpec, clips: list[_DemoClip]) -> None:
     arrays = {}
     for clip in clips:
-        arrays[f"{clip.id}/boxes"], arrays[f"{clip.id}/keypoints"] = figures.scene_truth(_scene(spec, clip))
+        arrays[f"{clip.id}/boxes"], arrays[f"{clip.id}/keypoints"] = scene_truth(_scene(spec, clip))
     temporary = partial_path(path)
     with temporary.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)

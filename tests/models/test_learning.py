@@ -13,7 +13,10 @@ from torch.nn import functional
 
 from harcache.models.networks.epam_net import EPAMNet
 from harcache.models.networks.xshiftnet import PoseXShiftNet, RGBXShiftNet
-from harcache.pipeline.datasets import figures, motion
+from harcache.pipeline.datasets.drawn_figures.backgrounds import make_room
+from harcache.pipeline.datasets.drawn_figures.figures import render
+from harcache.pipeline.datasets.drawn_figures.performers import make_look
+from harcache.pipeline.datasets.drawn_figures.scenes import make_scene
 from harcache.stages.crop import global_box
 from harcache.stages.heatmap import draw_heatmaps
 from tests.models.wild_weights import wild
@@ -39,11 +42,11 @@ every_network = pytest.mark.parametrize("name", NETWORKS)
 def draw_clip(action, take):
     """Return a clip's RGB (T, H, W, 3) 0..1, heatmaps (T', 17, h, w) and label."""
     rng = np.random.default_rng((action, take))
-    look = motion.make_look(np.random.default_rng(take))
-    room = figures.make_room((240, 320), np.random.default_rng(take % 2))
-    scene = figures.make_scene(action, 2, (look,), FRAMES, room, rng, rng)
+    look = make_look(np.random.default_rng(take))
+    room = make_room((240, 320), np.random.default_rng(take % 2))
+    scene = make_scene(action, 2, (look,), FRAMES, room, rng, rng)
     x1, y1, x2, y2 = global_box(scene.joints, scene.size)
-    seen = [figures.render(scene, t)[y1:y2, x1:x2] for t in range(0, FRAMES, FRAMES // RGB_FRAMES)]
+    seen = [render(scene, t)[y1:y2, x1:x2] for t in range(0, FRAMES, FRAMES // RGB_FRAMES)]
     rgb = [cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for frame in seen]
     keypoints = (scene.joints - (x1, y1)) * (SIDE / 4) / (x2 - x1, y2 - y1)
     heatmaps = draw_heatmaps(keypoints, np.ones(keypoints.shape[:3]), SIDE // 4, 0.6)

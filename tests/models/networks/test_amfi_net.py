@@ -13,7 +13,10 @@ from harcache.models.checkpoints import load_network, save_checkpoint
 from harcache.models.networks.agcn import AGCN
 from harcache.models.networks.amfi_net import AMFINet, FusionHead, ResNet3D18, amfi_loss
 from harcache.pipeline.base.errors import HarcacheError
-from harcache.pipeline.datasets import figures, motion
+from harcache.pipeline.datasets.drawn_figures.backgrounds import make_room
+from harcache.pipeline.datasets.drawn_figures.figures import render
+from harcache.pipeline.datasets.drawn_figures.performers import make_look
+from harcache.pipeline.datasets.drawn_figures.scenes import make_scene, scene_truth
 from tests.models.wild_weights import wild
 
 
@@ -46,11 +49,11 @@ def keep_latest_statistics(network):
 def demo_clip(action, take, frames=8, side=32, room=120):
     """Draw a clip as the demo does: frames (3, T, side, side) 0..1, true keypoints (3, T, 17, 1) 0..1."""
     states = [np.random.default_rng((action, take, part)) for part in range(4)]
-    background = figures.make_room((room, room), states[0])
-    looks = (motion.make_look(states[1]),)
-    scene = figures.make_scene(action, 2, looks, frames, background, states[2], states[3])
-    images = [cv2.resize(figures.render(scene, t), (side, side)) for t in range(frames)]
-    keypoints = torch.from_numpy(figures.scene_truth(scene)[1]) / room
+    background = make_room((room, room), states[0])
+    looks = (make_look(states[1]),)
+    scene = make_scene(action, 2, looks, frames, background, states[2], states[3])
+    images = [cv2.resize(render(scene, t), (side, side)) for t in range(frames)]
+    keypoints = torch.from_numpy(scene_truth(scene)[1]) / room
     skeletons = torch.cat([keypoints, torch.ones_like(keypoints[..., :1])], -1)
     return torch.from_numpy(np.stack(images)).movedim(-1, 0) / 255, skeletons.permute(3, 1, 2, 0)
 

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harcache.pipeline.base.errors import HarcacheError
-from harcache.pipeline.datasets import figures, motion
 from harcache.pipeline.datasets.demo import (
     DemoSpec,
     _clips,
@@ -23,6 +22,9 @@ from harcache.pipeline.datasets.demo import (
     object_pairs,
     read_truth,
 )
+from harcache.pipeline.datasets.drawn_figures import motion
+from harcache.pipeline.datasets.drawn_figures.figures import render
+from harcache.pipeline.datasets.drawn_figures.scenes import Scene, scene_truth
 from harcache.pipeline.datasets.registry import scan
 from harcache.pipeline.params import IndexParams
 from harcache.pipeline.video.frames import probe, read_frames
@@ -75,7 +77,7 @@ def _same_truth(first: Path, second: Path) -> bool:
 def test_the_same_seed_draws_the_same_frames(spec: DemoSpec, take: _DemoClip) -> None:
     first, second = _scene(spec, take), _scene(spec, take)
     middle = first.joints.shape[1] // 2
-    np.testing.assert_array_equal(figures.render(first, middle), figures.render(second, middle))
+    np.testing.assert_array_equal(render(first, middle), render(second, middle))
     np.testing.assert_array_equal(first.joints, second.joints)
     other = _scene(DemoSpec(spec.seed + 1), take)
     assert first.joints.shape != other.joints.shape or (first.joints != other.joints).any()
@@ -106,7 +108,7 @@ def test_the_same_settings_give_the_same_bytes(small: Path, small_again: Path) -
 @given(spec=_SPECS, take=_TAKES)
 def test_boxes_hold_all_keypoints_and_lie_in_the_frame(spec: DemoSpec, take: _DemoClip) -> None:
     scene = _scene(spec, take)
-    boxes, keypoints = figures.scene_truth(scene)
+    boxes, keypoints = scene_truth(scene)
     persons, frames = (2 if take.action in motion.TWO_PERSONS else 1), keypoints.shape[1]
     assert boxes.shape == (persons, frames, 4) and keypoints.shape == (persons, frames, 17, 2)
     assert boxes.dtype == keypoints.dtype == np.float32
@@ -118,10 +120,10 @@ def test_boxes_hold_all_keypoints_and_lie_in_the_frame(spec: DemoSpec, take: _De
 
 def test_boxes_hold_what_is_drawn_of_a_person() -> None:
     scene = _scene(_SMALL, next(_clips(_SMALL)))
-    pixels = figures.render(scene, 0).astype(int)
-    nobody = figures.render(_without_persons(scene), 0).astype(int)
+    pixels = render(scene, 0).astype(int)
+    nobody = render(_without_persons(scene), 0).astype(int)
     rows, columns = np.nonzero(np.abs(pixels - nobody).max(axis=2) > 40)
-    x1, y1, x2, y2 = figures.scene_truth(scene)[0][0, 0]
+    x1, y1, x2, y2 = scene_truth(scene)[0][0, 0]
     inside = (columns >= x1 - 2) & (columns <= x2 + 2) & (rows >= y1 - 2) & (rows <= y2 + 2)
     # The object in the hand is no part of the person.
     assert inside.mean() > 0.9
@@ -129,12 +131,12 @@ def test_boxes_hold_what_is_drawn_of_a_person() -> None:
     assert rows[inside].min() < y1 + 12 and rows[inside].max() > y2 - 12
 
 
-def _without_persons(scene: figures.Scene) -> figures.Scene:
-    return figures.Scene(**{**_fields(scene), "joints": scene.joints + 10_000})
+def _without_persons(scene: Scene) -> Scene:
+    return Scene(**{**_fields(scene), "joints": scene.joints + 10_000})
 
 
-def _fields(scene: figures.Scene) -> dict[str, object]:
-    return {name: getattr(scene, name) for name in figures.Scene.__dataclass_fields__}
+def _fields(scene: Scene) -> dict[str, object]:
+    return {name: getattr(scene, name) for name in Scene.__dataclass_fields__}
 
 
 def test_the_videos_show_the_frames_that_the_truth_is_of(small: Path) -> None:
@@ -148,7 +150,7 @@ def test_the_videos_show_the_frames_that_the_truth_is_of(small: Path) -> None:
     first = next(_clips(_SMALL))
     last = _scene(_SMALL, first).joints.shape[1] - 1
     (frame,) = read_frames(_video_path(small, first), last, last + 1)
-    drawn = figures.render(_scene(_SMALL, first), last)
+    drawn = render(_scene(_SMALL, first), last)
     assert np.abs(frame.astype(int) - drawn).mean() < 8
 
 
@@ -158,7 +160,7 @@ def test_the_videos_are_mpeg4_as_ntus_are(small: Path) -> None:
             assert container.streams.video[0].codec_context.name == "mpeg4"
 
 
-def _shape_of_motion(scene: figures.Scene) -> np.ndarray:
+def _shape_of_motion(scene: Scene) -> np.ndarray:
     """Keypoints (M, T, 17, 2) without where in the picture they are and how large."""
     centred = scene.joints - scene.joints.mean(axis=(0, 1, 2), dtype=float)
     return centred / centred.std()
@@ -200,7 +202,7 @@ def test_actions_of_a_motion_pair_look_alike_and_move_differently(
     assert _sideways(wave) > 1.0 > _sideways(beckon)
 
 
-def _sideways(scene: figures.Scene) -> float:
+def _sideways(scene: Scene) -> float:
     """How much farther across than up and down the hand goes that moves more."""
     hands = scene.joints[0, :, [_L_WRIST, _R_WRIST]].std(axis=1)  # (hand, x and y)
     across, down = hands[hands.sum(axis=1).argmax()]

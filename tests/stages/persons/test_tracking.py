@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from harcache.pipeline.datasets.figures import make_room, make_scene, scene_truth
-from harcache.pipeline.datasets.motion import TWO_PERSONS, make_look
+from harcache.pipeline.datasets.drawn_figures.backgrounds import make_room
+from harcache.pipeline.datasets.drawn_figures.motion import TWO_PERSONS
+from harcache.pipeline.datasets.drawn_figures.performers import make_look
+from harcache.pipeline.datasets.drawn_figures.scenes import make_scene, scene_truth
 from harcache.stages.persons.boxes import overlaps
 from harcache.stages.persons.tracking import follow_persons, link_boxes, link_persons
 
