@@ -21,9 +21,9 @@ from harcache.pipeline.base.tables import json_text
 from harcache.pipeline.clips import Clip, read_classes, read_manifest
 from harcache.pipeline.params import DatasetParams, SampleParams
 from harcache.pipeline.video.frames import read_frames, write_video
-from harcache.stages.crop import WHOLE_IMAGE, Crop, read_crops
 from harcache.stages.pictures.montage import PANEL, Scene, picture, video_frames
 from harcache.stages.shared.contents import Read, sources_of
+from harcache.stages.shared.crop_table import WHOLE_IMAGE, Crop, read_crops
 from harcache.stages.shared.workspace import Workspace
 
 __all__ = ["Options", "choose", "run"]

@@ -28,8 +28,8 @@ from harcache.pipeline.work.parts import (
     read_record,
     record_path,
 )
-from harcache.stages.crop import read_crops
 from harcache.stages.shared.contents import present, record_folder
+from harcache.stages.shared.crop_table import read_crops
 from harcache.stages.shared.units import ended
 from harcache.stages.shared.workspace import EXTRACTION, Workspace
 

@@ -4,11 +4,9 @@ One box for the whole clip keeps the motion of the persons in the picture (EPAM-
 would follow them and lose it.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,47 +14,19 @@ from harcache.cache.annotations import read_poses
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.fingerprints import fingerprint
 from harcache.pipeline.base.progress import progress
-from harcache.pipeline.base.tables import read_table, write_table
 from harcache.pipeline.clips import Clip, read_manifest
 from harcache.pipeline.params import CropParams, DatasetParams
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import Counts, table_problem
 from harcache.pipeline.work.parts import Outcome
-from harcache.stages.shared.quality import FLAGS, Quality, quality_of
+from harcache.stages.shared.crop_table import WHOLE_IMAGE, Crop, flag_counts, read_crops, write_crops
+from harcache.stages.shared.quality import quality_of
 from harcache.stages.shared.units import finish, inputs_from, parts_of
 from harcache.stages.shared.workspace import Workspace
 
-__all__ = ["Crop", "crop_of", "flag_counts", "global_box", "read_crops", "run"]
+__all__ = ["crop_of", "global_box", "run"]
 
-_COLUMNS = ("id", "x1", "y1", "x2", "y2", "source", "fingerprint")
-# Tables of before have none of these, or not all; their clips are measured again.
-_QUALITY = ("persons", "confidence", "outside", "changes", "seen", "dropped", "flags")
 _LEAST_EXTENT = 10.0  # pixels; persons smaller than that are no persons (released code)
-WHOLE_IMAGE = "whole image"
-
-
-@dataclass(frozen=True, slots=True)
-class Crop:
-    """The crop of a clip: x1 y1 x2 y2 in pixels of the source frame, x2 and y2 excluded.
-
-    ``source`` is "persons", or "whole image: ..." with the reason where no box could be made. ``quality`` is
-    None in a table that was written before there was any.
-    """
-
-    id: str
-    box: tuple[int, int, int, int]
-    source: str
-    fingerprint: str
-    quality: Quality | None = None
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """Return what may be wrong with the clip, of `stages.shared.quality.FLAGS`."""
-        return self.quality.flags(self.source.startswith(WHOLE_IMAGE)) if self.quality else ()
-
-    def with_dropped(self, count: int | None) -> "Crop":
-        """Return the crop with what the pose stage noted of the persons that it dropped."""
-        return replace(self, quality=replace(self.quality, dropped=count)) if self.quality else self
 
 
 def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
@@ -79,7 +49,7 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
             except HarcacheError as error:
                 outcomes.append(Outcome(clip.id, "failed", current, str(error)))
             bar.advance(1, failed=outcomes[-1].status == "failed")
-    _write_crops(workspace.crops, crops)
+    write_crops(workspace.crops, crops)
     whole = sum(crop.source != "persons" for crop in crops)
     print(f"crop: {whole} of {len(crops)} boxes are the whole image")
     counts = flag_counts(crops)
@@ -96,12 +66,6 @@ def _known(workspace: Workspace) -> dict[str, Crop]:
         # This run writes the counts anew, and what can't be checked is measured again.
         return {}
     return {} if problem or not workspace.crops.exists() else read_crops(workspace.crops)
-
-
-def flag_counts(crops: Iterable[Crop]) -> dict[str, int]:
-    """Return how many clips have each of the quality flags."""
-    found = Counter(flag for crop in crops for flag in crop.flags)
-    return {flag: found[flag] for flag in FLAGS}
 
 
 def global_box(
@@ -141,36 +105,6 @@ def crop_of(
     counted = np.where((scores >= params.min_score)[..., None], keypoints, np.nan)
     box = global_box(counted, image_size, params.padding, params.fit)
     return box, _source(keypoints, scores, counted, box, image_size)
-
-
-def read_crops(path: Path) -> dict[str, Crop]:
-    """Read ``crops.csv`` as {clip id: crop}; raises HarcacheError, with the line, where it can't be read."""
-    if not path.is_file():
-        raise HarcacheError(f"{path} is missing; run the crop stage, which writes it")
-    found = read_table(path, _crop_from_row, _COLUMNS, remedy="; delete it and run the crop stage again")
-    return {crop.id: crop for crop in found.rows}
-
-
-def _crop_from_row(row: Mapping[str, str]) -> Crop:
-    x1, y1, x2, y2 = (int(row[name]) for name in ("x1", "y1", "x2", "y2"))
-    if x1 >= x2 or y1 >= y2:
-        raise ValueError(f"the box {x1} {y1} {x2} {y2} is empty")
-    quality = None
-    if row.get("persons"):
-        confidence, outside = float(row["confidence"]), float(row["outside"])
-        seen = float(row["seen"]) if "seen" in row else None
-        dropped = int(row["dropped"]) if row.get("dropped") else None
-        quality = Quality(int(row["persons"]), confidence, outside, int(row["changes"]), seen, dropped)
-    return Crop(row["id"], (x1, y1, x2, y2), row["source"], row["fingerprint"], quality)
-
-
-def _write_crops(path: Path, crops: Sequence[Crop]) -> None:
-    write_table(path, _COLUMNS + _QUALITY, map(_to_row, crops))
-
-
-def _to_row(crop: Crop) -> tuple[Any, ...]:
-    measured = asdict(crop.quality).values() if crop.quality else [None] * (len(_QUALITY) - 1)
-    return (crop.id, *crop.box, crop.source, crop.fingerprint, *measured, " ".join(crop.flags))
 
 
 def _crop(

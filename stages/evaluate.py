@@ -24,10 +24,10 @@ from harcache.pipeline.datasets.demo import Truth, object_pairs, read_truth
 from harcache.pipeline.params import DatasetParams
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import read_counts
-from harcache.stages.crop import flag_counts, read_crops
 from harcache.stages.persons.boxes import overlaps
 from harcache.stages.scoring.accuracy import confusion, hardest_pairs, in_pairs, mean_class, softmax, top
 from harcache.stages.scoring.results import Cost, Outputs, Scored, write_results
+from harcache.stages.shared.crop_table import flag_counts, read_crops
 from harcache.stages.shared.units import inputs_from, parts_of
 from harcache.stages.shared.workspace import AMFI_NETWORKS, EPAM_NETWORKS, EXTRACTION, Network, Workspace
 from harcache.stages.training.inputs import Feed, feed_of, preparation, section_of

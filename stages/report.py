@@ -23,13 +23,13 @@ from harcache.pipeline.base.tables import read_json, read_rows, read_table
 from harcache.pipeline.clips import Clip, read_classes, read_manifest
 from harcache.pipeline.work.outcomes import read_counts, read_failures
 from harcache.pipeline.work.parts import dataset_lock, read_records
-from harcache.stages.crop import Crop, flag_counts, read_crops
 from harcache.stages.pictures import template
 from harcache.stages.pictures.charts import histogram, lines
 from harcache.stages.pictures.matrix import confusion_matrix
 from harcache.stages.pictures.strips import Picture, Strips
 from harcache.stages.scoring.results import Outputs
 from harcache.stages.shared import contents as caches
+from harcache.stages.shared.crop_table import Crop, flag_counts, read_crops
 from harcache.stages.shared.units import part_file, rate_file
 from harcache.stages.shared.workspace import EXTRACTION, NETWORKS, Workspace
 

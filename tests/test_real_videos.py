@@ -32,8 +32,8 @@ from harcache.pipeline.video.frames import probe, read_frames, write_video
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import Counts
 from harcache.stages import crop, detect, heatmap, index, pose, rgb
-from harcache.stages.crop import read_crops
 from harcache.stages.rgb import crop_frame
+from harcache.stages.shared.crop_table import read_crops
 from harcache.stages.shared.units import inputs_from, parts_of
 from harcache.stages.shared.workspace import Workspace
 

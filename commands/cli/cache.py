@@ -22,10 +22,11 @@ def cache_info(dataset: str, as_json: bool) -> None:
 
     Example: harcache cache info demo
     """
-    from harcache.stages.shared import contents as caches
+    from harcache.commands.inspect import describe
+    from harcache.stages.shared.contents import info
 
-    found = caches.info(workspace_of(dataset))
-    click.echo(json_text(found) if as_json else caches.describe(found))
+    found = info(workspace_of(dataset))
+    click.echo(json_text(found) if as_json else describe(found))
 
 
 @cache.command(name="digest")
@@ -38,10 +39,10 @@ def cache_digest(dataset: str, as_json: bool) -> None:
 
     Example: harcache cache digest demo
     """
-    from harcache.stages.shared import contents as caches
+    from harcache.commands import inspect
 
-    clips = caches.digests(workspace_of(dataset))
-    total = caches.total(clips)
+    clips = inspect.digests(workspace_of(dataset))
+    total = inspect.total(clips)
     if as_json:
         click.echo(json_text({"dataset": dataset, "digest": total, "clips": clips}))
     else:

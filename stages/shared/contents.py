@@ -1,6 +1,5 @@
-"""Caches: what a dataset's caches hold, and a digest of each clip, whichever part it lies in."""
+"""What a dataset's caches hold: clips, rows and bytes of each, and what reads all that there is of a clip."""
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -14,16 +13,13 @@ from harcache import cache
 from harcache.cache.annotations import read_detections, read_poses, read_positions
 from harcache.cache.store_paths import records_dir
 from harcache.pipeline.base.errors import HarcacheError
-from harcache.pipeline.base.fingerprints import fingerprint
-from harcache.pipeline.base.progress import progress
-from harcache.pipeline.base.threads import thread_pool
 from harcache.pipeline.clips import Clip, read_manifest
 from harcache.pipeline.work.outcomes import read_counts
-from harcache.pipeline.work.parts import Record, dataset_lock, read_records
+from harcache.pipeline.work.parts import Record, read_records
 from harcache.stages.shared.units import ended, part_file
 from harcache.stages.shared.workspace import Workspace
 
-__all__ = ["describe", "digests", "info", "present", "record_folder", "sources_of", "total"]
+__all__ = ["Read", "info", "present", "record_folder", "sources_of"]
 
 Read = Callable[[], Iterable[np.ndarray]]
 
@@ -109,54 +105,6 @@ def _splits(clips: Sequence[Clip]) -> dict[str, dict[str, dict[str, int]]]:
     return dict(found)
 
 
-def describe(found: Mapping[str, Any]) -> str:
-    """Return what `info` found as lines to read."""
-    lines = []
-    for name, held in found["caches"].items():
-        line = f"{name}: " + ", ".join(
-            f"{held[key]} {key}" for key in ("clips", "rows", "parts", "bytes") if key in held
-        )
-        if not held.get("finished", True):
-            line += ", not finished: its stage runs, or goes on when it is run again"
-        if "codecs" in held:
-            codecs = ", ".join(f"{array} {codec}" for array, codec in held["codecs"].items())
-            line += f", 1/{held['ratio']} of {held['decoded_bytes']} decoded ({codecs})"
-        lines.append(line)
-    for protocol, splits in found["splits"].items():
-        parts = [f"{split} {one['clips']} clips of {one['classes']} classes" for split, one in splits.items()]
-        lines.append(f"{protocol}: {', '.join(parts)}")
-    for stage, counts in found["stages"].items():
-        lines.append(f"{stage}: {', '.join(f'{count} {status}' for status, count in counts.items())}")
-    return "\n".join(lines)
-
-
-def digests(workspace: Workspace) -> dict[str, str]:
-    """Return a digest of what the caches hold of each clip: {clip id: BLAKE2b-128 hex}, by id.
-
-    It covers the decoded values: boxes, keypoints with scores, and of each store the clip's arrays, frame
-    numbers, box and image size. So it does not depend on parts, shards or the order of clips. Caches that are
-    not there, and those in which a clip failed, are left out. A damaged file raises HarcacheError.
-    """
-    sources: dict[str, list[tuple[str, Read]]] = defaultdict(list)
-    there = present(workspace)
-    with dataset_lock(workspace.data, reading=True):
-        for stage, folder in there.items():
-            for id, read in sources_of(stage, folder).items():
-                sources[id].append((stage, read))
-        ids = sorted(sources)
-        found = {}
-        with progress(len(ids), "digest") as bar, thread_pool() as pool:
-            for id, digest in zip(ids, pool.map(_digest, [sources[id] for id in ids]), strict=True):
-                found[id] = digest
-                bar.advance(1)
-    return found
-
-
-def total(clips: Mapping[str, str]) -> str:
-    """Return one digest for those of all clips."""
-    return fingerprint(sorted(clips.items()))
-
-
 def sources_of(stage: str, folder: Path) -> dict[str, Read]:
     """Return, by clip, what reads all arrays that a cache holds of it."""
     if folder.suffix == ".zarr":
@@ -179,12 +127,3 @@ def _read_skeletons(part: Path, id: str) -> list[np.ndarray]:
 def _stored(store: cache.ClipStore, id: str) -> list[np.ndarray]:
     arrays = [store.read(name, id) for name in sorted(store.attributes["arrays"])]
     return [*arrays, store.frame_numbers(id), store.box(id), np.array(store.image_size(id))]
-
-
-def _digest(sources: Sequence[tuple[str, Read]]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for stage, read in sources:
-        for array in read():
-            digest.update(f"{stage} {array.dtype.str} {array.shape}\n".encode())
-            digest.update(array.tobytes())
-    return digest.hexdigest()

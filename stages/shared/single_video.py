@@ -37,7 +37,7 @@ class Seen:
     """What was found in the frames ``start`` to ``end - 1`` of a video.
 
     ``boxes`` are (M, T, 4) x1 y1 x2 y2, ``keypoints`` (M, T, 17, 2), pixels of the frame, NaN where a person
-    is not seen; ``scores`` (M, T, 17). ``crop`` and ``source`` are those of `stages.crop.Crop`.
+    is not seen; ``scores`` (M, T, 17). ``crop`` and ``source`` are those of `stages.shared.crop_table.Crop`.
     """
 
     start: int

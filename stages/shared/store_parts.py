@@ -25,7 +25,7 @@ from harcache.pipeline.work.engine import Engine, Report
 from harcache.pipeline.work.outcomes import Counts
 from harcache.pipeline.work.parts import Outcome, Record
 from harcache.pipeline.work.plan import Unit, Wanted, plan
-from harcache.stages.crop import Crop, read_crops
+from harcache.stages.shared.crop_table import Crop, read_crops
 from harcache.stages.shared.units import Parts, Timer, build_parts, ended, finish, process_clips, publish_part
 from harcache.stages.shared.workspace import Workspace
 

@@ -15,7 +15,7 @@ from harcache.pipeline.clips import Clip, read_classes, read_manifest
 from harcache.pipeline.params import DatasetParams, RecipeParams
 from harcache.stages import heatmap as heatmap_stage
 from harcache.stages import rgb as rgb_stage
-from harcache.stages.crop import read_crops
+from harcache.stages.shared.crop_table import read_crops
 from harcache.stages.shared.workspace import EPAM_NETWORKS, Network, Workspace
 from harcache.stages.training.inputs import Feed, Section, feed_of, section_of
 

@@ -20,13 +20,13 @@ from harcache.cache.streaming.dataset import ClipDataset
 from harcache.cache.streaming.loader import ClipLoader
 from harcache.cli import main
 from harcache.commands import verify
+from harcache.commands.inspect import digests
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.params import DatasetParams
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.parts import dataset_lock
 from harcache.stages import crop, detect, heatmap, index, pose, rgb, train
 from harcache.stages.shared import units as building
-from harcache.stages.shared.contents import digests
 from harcache.stages.shared.workspace import Workspace
 from tests.footage import FRAMES, add_video, build, film
 from tests.tiny_demo import copy_of

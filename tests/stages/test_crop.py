@@ -20,8 +20,9 @@ from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import Counts, read_failures, write_counts
 from harcache.pipeline.work.parts import Outcome, publish, read_records
 from harcache.stages import crop
-from harcache.stages.crop import Crop, flag_counts, global_box, read_crops
+from harcache.stages.crop import global_box
 from harcache.stages.persons.slots import SLOT_RULES
+from harcache.stages.shared.crop_table import Crop, flag_counts, read_crops, write_crops
 from harcache.stages.shared.quality import Quality
 from harcache.stages.shared.workspace import Workspace
 
@@ -314,7 +315,7 @@ def test_the_table_gives_back_what_was_written(
     path = tmp_path_factory.mktemp("crops") / "crops.csv"
     found = [None, Quality(1, 0.25, 0.5, 2, 0.75), Quality(1, 0.25, 0.5, 2, 0.75, 3)]
     crops = [Crop(n, box, "whole image: a, b", "ff", found[box[0] % 3]) for n, box in boxes.items()]
-    crop._write_crops(path, crops)
+    write_crops(path, crops)
     assert read_crops(path) == {one.id: one for one in crops}
 
 

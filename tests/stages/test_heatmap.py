@@ -20,8 +20,8 @@ from harcache.pipeline.params import DatasetParams, FramesParams, HeatmapParams
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import Counts
 from harcache.stages import heatmap
-from harcache.stages.crop import read_crops
 from harcache.stages.heatmap import draw_heatmaps
+from harcache.stages.shared.crop_table import read_crops
 from harcache.stages.shared.units import part_file
 from harcache.stages.shared.workspace import Workspace
 

@@ -20,8 +20,8 @@ from harcache.pipeline.video.frames import read_frames, write_video
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import Counts, read_failures
 from harcache.stages import heatmap, index, rgb
-from harcache.stages.crop import read_crops
 from harcache.stages.rgb import crop_frame
+from harcache.stages.shared.crop_table import read_crops
 from harcache.stages.shared.units import part_file
 from harcache.stages.shared.workspace import Workspace
 

@@ -11,6 +11,7 @@ import pytest
 
 from harcache import cache
 from harcache.cache.annotations import read_detections, read_poses, read_positions
+from harcache.commands import inspect
 from harcache.commands.poses import export_poses
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.clips import Clip, write_manifest
@@ -26,8 +27,7 @@ from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import Counts, read_failures
 from harcache.pipeline.work.parts import publish, read_records
 from harcache.stages import crop, detect, heatmap, pose
-from harcache.stages.crop import read_crops
-from harcache.stages.shared import contents as caches
+from harcache.stages.shared.crop_table import read_crops
 from harcache.stages.shared.units import CLIPS_PER_PART, part_file
 from harcache.stages.shared.workspace import Workspace
 from tests.kinect_files import body, write_mat, write_skeleton
@@ -232,7 +232,7 @@ def test_kinects_skeletons_go_through_to_the_heatmaps_with_their_places_in_space
     assert positions.shape == (_FRAMES, 2, 25, 3) and positions.dtype == np.float32
     np.testing.assert_array_equal(positions[:, 0], read_positions(part_file(workspace.poses, 0), ids[0])[0])
     assert np.isnan(positions[4]).all() and np.isnan(positions[:, 1]).all()
-    assert set(caches.digests(workspace)) == set(ids)
+    assert set(inspect.digests(workspace)) == set(ids)
     assert export_poses(workspace, Path("out.pkl")) == 2
     exported = pickle.loads(Path("out.pkl").read_bytes())["annotations"][0]
     assert exported["keypoint"].shape == (1, _FRAMES, 25, 3) and "keypoint_score" not in exported

@@ -23,7 +23,7 @@ from harcache.pipeline.params import DatasetParams
 from harcache.pipeline.video.frames import read_frames
 from harcache.pipeline.work.engine import Engine
 from harcache.stages import heatmap, rgb, train
-from harcache.stages.crop import Crop, read_crops
+from harcache.stages.shared.crop_table import Crop, read_crops
 from harcache.stages.shared.units import inputs_from, parts_of
 from harcache.stages.shared.workspace import Workspace
 from harcache.stages.train import BEST, How
