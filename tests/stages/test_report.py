@@ -18,6 +18,7 @@ from harcache.pipeline.work.outcomes import Counts, write_counts, write_failures
 from harcache.pipeline.work.parts import Outcome
 from harcache.stages import report
 from harcache.stages.pictures.matrix import confusion_matrix
+from harcache.stages.reporting import results
 from harcache.stages.scoring.results import Cost, Outputs, Scored, write_results
 from harcache.stages.shared.workspace import Workspace
 from harcache.stages.training.curves import Curves
@@ -130,7 +131,7 @@ def test_the_page_asks_for_nothing_outside_of_it_and_is_small(whole: Workspace, 
 def test_matrices_that_would_make_the_page_too_large_are_only_named(
     whole: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "_ROOM", 6_000)
+    monkeypatch.setattr(results, "_ROOM", 6_000)
     page = _made(whole, tmp_path / "page.html")
     assert page.count('class="matrix"') == 1
     assert "The confusion matrix of pose would make this page too large" in _text(page)
