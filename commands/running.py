@@ -33,12 +33,12 @@ def run_stage(
     scheduler: str | None,
     unit_timeout: float | None,
     entry: str = "run",
-    how: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
     **options: Any,
 ) -> Any:
     """Run ``stages.<stage>.<entry>(*what, params, workspace, engine)`` while holding the dataset's lock.
 
-    ``how`` is passed on as the stage's ``How``, where it has one. Returns what the stage does.
+    ``training``: fields of ``TrainingOptions``, for the stage train. Returns what the stage does.
     """
     from harcache.pipeline.base.processes import end_with_parent
     from harcache.pipeline.params import load_params
@@ -59,7 +59,9 @@ def run_stage(
     used = options["device"] if stage in _ON_WORKERS and workers != 0 else "cpu"
     workspace = workspace_of(dataset, videos, **options)
     module = importlib.import_module(f"harcache.stages.{stage}")
-    more = {} if how is None else {"how": module.How(workers=workers or None, **how)}
+    more = {}
+    if training is not None:
+        more["options"] = module.TrainingOptions(workers=workers or None, **training)
     with _lock(stage, workspace.data), Engine(workers, scheduler, used, unit_timeout) as engine:
         return getattr(module, entry)(*what, params, workspace, engine, **more)
 

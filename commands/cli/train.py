@@ -41,10 +41,15 @@ def train(
 
     Example: harcache train epam demo
     """
-    how = {"compiled": compiled, "save_every": save_every, "anew": anew, "tensorboard": tensorboard}
+    training = {
+        "compiled": compiled,
+        "save_every": save_every,
+        "restart": anew,
+        "tensorboard": tensorboard,
+    }
     let_threads_rest()
     with stdout_for_json(as_json):
-        summary = run_stage("train", network, how=how, **options)
+        summary = run_stage("train", network, training=training, **options)
     if as_json and is_first_process():
         click.echo(json_text(asdict(summary)))
     if summary.stopped is not None:

@@ -5,7 +5,6 @@ next step depends on must be in the state that is saved.
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -14,8 +13,6 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
-from lightning_fabric.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -32,67 +29,9 @@ from harcache.stages.training.curves import Curves
 from harcache.stages.training.resume import Signals
 from harcache.stages.training.trained import outputs_of
 
-__all__ = ["Learner", "launch", "loss_of", "processes", "sharing"]
+__all__ = ["Learner", "loss_of"]
 
 _VALIDATIONS = 6  # times that the curves look at the test split, at least
-_PRECISIONS: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
-
-
-def launch(device: str, precision: str) -> Fabric:
-    """Join the processes that torchrun or srun started, or be the only one, on a device by PyTorch's name."""
-    place = torch.device(device)
-    local, nodes = processes()
-    alone = local * nodes == 1
-    strategy: str | Strategy = "auto" if alone else DDPStrategy(broadcast_buffers=False)
-    # One process needs nobody, whatever job of SLURM's it runs in. Several of a job that is called "bash" or
-    # "interactive", as salloc's are, Lightning would each have start all the others.
-    environment = LightningEnvironment() if alone else None if _by_torchrun() else SLURMEnvironment()
-    fabric = Fabric(
-        accelerator="gpu" if place.type == "cuda" else "cpu",
-        devices=[place.index or 0] if alone and place.type == "cuda" else local,
-        num_nodes=nodes,
-        strategy=strategy,
-        precision=_PRECISIONS[precision],
-        plugins=environment,
-    )
-    fabric.launch()
-    return fabric
-
-
-def processes() -> tuple[int, int]:
-    """Return how many processes train on each machine, and on how many machines.
-
-    Raises HarcacheError where SLURM is to start several and srun did not, for which one would wait for ever,
-    or where it does not say how many to a machine.
-    """
-    if _by_torchrun():
-        local = int(os.environ["LOCAL_WORLD_SIZE"])
-        return local, int(os.environ["WORLD_SIZE"]) // local
-    tasks = int(os.environ.get("SLURM_NTASKS", 1))
-    if tasks > 1:
-        if "SLURM_STEP_ID" not in os.environ:
-            raise HarcacheError(
-                f"this SLURM job has {tasks} tasks, but srun did not start this one; put srun before the "
-                "command, or srun --ntasks=1 to train in one process"
-            )
-        if "SLURM_NTASKS_PER_NODE" not in os.environ:
-            raise HarcacheError(
-                f"SLURM started {tasks} tasks and does not say how many a node; give sbatch "
-                "--ntasks-per-node instead of --ntasks"
-            )
-        return int(os.environ["SLURM_NTASKS_PER_NODE"]), int(os.environ.get("SLURM_NNODES", 1))
-    return 1, 1
-
-
-def sharing() -> int:
-    """Return how many training processes share the processor cores that this one may use."""
-    # srun binds each process to cores of its own, unless SLURM was set up without that.
-    own = not _by_torchrun() and len(os.sched_getaffinity(0)) < int(os.environ.get("SLURM_CPUS_ON_NODE", 0))
-    return 1 if own else processes()[0]
-
-
-def _by_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 class _Task(nn.Module):
@@ -135,7 +74,7 @@ class Learner:
         network: nn.Module,
         recipe: RecipeParams,
         loader: ClipLoader,
-        check: ClipLoader,
+        test_loader: ClipLoader,
         prepare: Callable[..., Batch],
         label: str,
         compiled: bool = False,
@@ -144,9 +83,9 @@ class Learner:
         self.step, self.best, self.stale = 0, -1.0, 0
         self.waits, self.last_waits, self._counted = Waits(), Waits(), Waits()
         self._label = label
-        self._asked: _Asked | None = None
+        self._requests: _SharedRequests | None = None
         self._fabric, self._recipe, self._prepare = fabric, recipe, prepare
-        self._loader, self._check = loader, check
+        self._loader, self._test_loader = loader, test_loader
         if fabric.world_size > 1:
             synchronise(network, fabric.device)
         self._task = _Task(network, recipe)
@@ -158,7 +97,7 @@ class Learner:
         )
         task: Any = compiling.compiled(self._task) if compiled else self._task
         self._module, self._optimizer = fabric.setup(task, optimizer)
-        self._rates = _rates(optimizer, recipe, len(loader))
+        self._rates = _schedule(optimizer, recipe, len(loader))
 
     @property
     def device(self) -> torch.device:
@@ -192,17 +131,21 @@ class Learner:
         return self.step == self.steps or (patience is not None and self.stale >= patience)
 
     def learn(
-        self, signals: Signals, save_every: float, save: Callable[[], None], tested: Callable[[bool], None]
+        self,
+        signals: Signals,
+        save_every: float,
+        save: Callable[[], None],
+        after_epoch: Callable[[bool], None],
     ) -> bool:
         """Train to the end; return False where a signal asked to stop before, its last step saved.
 
-        ``save`` is called every so many seconds and at a stop, in all processes at once; ``tested`` after
-        each epoch, with whether the network has never been better on the test split.
+        ``save`` is called every so many seconds and at a stop, in all processes at once; ``after_epoch``
+        after each epoch, with whether the network has never been better on the test split.
         """
         saved = time.monotonic()
         stop = due = False
 
-        def keep() -> None:
+        def save_now() -> None:
             nonlocal saved
             self._check_loss()
             save()
@@ -214,20 +157,20 @@ class Learner:
                 for batch in self._loader:
                     self._learn_from(batch)
                     bar.advance()
-                    stop, due = self._agreed(
+                    stop, due = self._requested_anywhere(
                         signals.received is not None, time.monotonic() - saved >= save_every
                     )
                     # The last step of an epoch is saved with what follows it.
                     if (stop or due) and self.step % len(self._loader):
-                        keep()
+                        save_now()
                         if stop:
                             return False
-                tested(self._end_epoch())
+                after_epoch(self._end_epoch())
                 if stop or due:
-                    keep()
+                    save_now()
                 if stop and not self.over:
                     return False
-            keep()
+            save_now()
         return True
 
     def state_dict(self) -> dict[str, Any]:
@@ -294,7 +237,7 @@ class Learner:
             return False
         self._module.eval()
         with torch.no_grad(), self._fabric.autocast():
-            for batch in self._check:
+            for batch in self._test_loader:
                 part = self._prepare(batch, self._fabric.device)
                 if len(part["label"]):
                     loss, right = self._task(part)
@@ -314,14 +257,14 @@ class Learner:
         total: Any = self._fabric.all_reduce(value, reduce_op="sum")
         return total
 
-    def _agreed(self, *asked: bool) -> tuple[bool, ...]:
+    def _requested_anywhere(self, *asked: bool) -> tuple[bool, ...]:
         """Return which of these any process asked for; with several processes, a step ago.
 
         So nobody waits for the step at hand, and all stop at the same one.
         """
         if self._fabric.world_size == 1:
             return asked
-        before, self._asked = self._asked, _Asked(asked, self._fabric.device)
+        before, self._requests = self._requests, _SharedRequests(asked, self._fabric.device)
         return before.of_any() if before else (False,) * len(asked)
 
     def _random_states(self) -> dict[str, Tensor]:
@@ -347,8 +290,8 @@ class Learner:
             torch.cuda.set_rng_state(own["cuda"], self._fabric.device)
 
 
-class _Asked:
-    """What this process asks for in a step, told to all others while a GPU works on.
+class _SharedRequests:
+    """What this process asks for in a step, sent to all others while a GPU works on.
 
     Fabric's own sum would have each host wait for all processes and their devices first.
     """
@@ -371,7 +314,7 @@ def _rows(batch: Mapping[str, Tensor], first: int, end: int) -> Batch:
     return {name: value[first:end] for name, value in batch.items()}
 
 
-def _rates(optimizer: torch.optim.Optimizer, recipe: RecipeParams, steps: int) -> Any:
+def _schedule(optimizer: torch.optim.Optimizer, recipe: RecipeParams, steps: int) -> Any:
     """A cosine to zero by step, or a tenth after each of ``lr_drops``; ``steps`` in an epoch."""
     schedules = torch.optim.lr_scheduler
     if recipe.lr_drops is not None:

@@ -30,8 +30,8 @@ from harcache.stages.scoring.accuracy import softmax
 from harcache.stages.shared import single_video as chain
 from harcache.stages.shared.single_video import Sampled, Seen, read_samples
 from harcache.stages.shared.workspace import Workspace
-from harcache.stages.train import CHECKPOINT
 from harcache.stages.training.inputs import feed_of
+from harcache.stages.training.samples import CHECKPOINT
 
 # Batches differ from evaluation's, so sums are rounded otherwise.
 _TOLERANCE = 1e-5

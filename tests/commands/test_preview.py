@@ -22,7 +22,7 @@ from harcache.pipeline.video.frames import probe
 from harcache.stages.pictures.drawing import text_band, wrapped
 from harcache.stages.pictures.montage import PANEL, Scene, picture, video_frames
 from harcache.stages.shared.workspace import Workspace
-from harcache.stages.train import CHECKPOINT
+from harcache.stages.training.samples import CHECKPOINT
 from tests.tiny_demo import PARAMS, copy_of
 
 _CLIP = "S001C001P003R001A011"

@@ -35,7 +35,7 @@ from harcache.stages import crop, evaluate, heatmap, pose, train
 from harcache.stages.scoring.accuracy import softmax
 from harcache.stages.scoring.results import Outputs
 from harcache.stages.shared.workspace import AMFI_NETWORKS, Network, Workspace
-from harcache.stages.train import How
+from harcache.stages.train import TrainingOptions
 from harcache.stages.training.inputs import preparation
 from harcache.stages.training.learning import Learner, loss_of
 from harcache.stages.training.samples import CHECKPOINT, make_dataset, split_clips
@@ -63,7 +63,7 @@ def _with(**values: Any) -> DatasetParams:
 
 def _run(network: Network, params: DatasetParams, workspace: Workspace) -> str | None:
     with Engine(workers=0) as engine:
-        return train.run(network, params, workspace, engine, How()).stopped
+        return train.run(network, params, workspace, engine, TrainingOptions()).stopped
 
 
 def _fresh(demo: Workspace, project: Path) -> Workspace:

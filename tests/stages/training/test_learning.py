@@ -26,12 +26,13 @@ from harcache.stages import heatmap, rgb, train
 from harcache.stages.shared.crop_table import Crop, read_crops
 from harcache.stages.shared.units import inputs_from, parts_of
 from harcache.stages.shared.workspace import Workspace
-from harcache.stages.train import BEST, How
-from harcache.stages.training import learning
-from harcache.stages.training import memory_check as room
+from harcache.stages.train import TrainingOptions
+from harcache.stages.training import learning, memory_check, processes
 from harcache.stages.training.inputs import preparation
-from harcache.stages.training.learning import Learner, launch
+from harcache.stages.training.learning import Learner
+from harcache.stages.training.processes import launch
 from harcache.stages.training.resume import Signals
+from harcache.stages.training.run_folder import BEST
 from harcache.stages.training.samples import CHECKPOINT, split_clips
 from tests.tiny_demo import PARAMS
 
@@ -41,7 +42,7 @@ _RECIPE = PARAMS.train.pose
 
 def _run(network: Any, params: DatasetParams, workspace: Workspace) -> None:
     with Engine(workers=0) as engine:
-        train.run(network, params, workspace, engine, How())
+        train.run(network, params, workspace, engine, TrainingOptions())
 
 
 def _with(network: str = "pose", **recipe: Any) -> DatasetParams:
@@ -176,7 +177,7 @@ def test_processes_ask_each_other_without_waiting_for_all(
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
     try:
         monkeypatch.setattr(torch.distributed, "barrier", refuse)
-        told = learning._Asked((True, False), torch.device("cpu"))
+        told = learning._SharedRequests((True, False), torch.device("cpu"))
         assert told.of_any() == (True, False)
     finally:
         torch.distributed.destroy_process_group()
@@ -198,7 +199,7 @@ def test_each_gpu_has_the_cores_that_are_its_own(
     for name, value in (told | {"SLURM_CPUS_ON_NODE": "32"} if told else told).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)))
-    assert default_workers(torch.device("cuda"), learning.sharing()) == workers
+    assert default_workers(torch.device("cuda"), processes.processes_sharing_cores()) == workers
 
 
 def test_the_rate_scales_with_the_batch() -> None:
@@ -220,7 +221,7 @@ def test_random_crops_move_what_the_pose_stream_sees(own_demo: Workspace) -> Non
 def test_files_that_the_system_keeps_in_a_containers_memory_are_no_reason_to_refuse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory_check, "_CGROUP", tmp_path)
     mebi = 2**20
     (tmp_path / "memory.max").write_text(f"{512 * mebi}\n")
     (tmp_path / "memory.current").write_text(f"{510 * mebi}\n")  # as after its caches were built
@@ -228,15 +229,15 @@ def test_files_that_the_system_keeps_in_a_containers_memory_are_no_reason_to_ref
         f"anon {100 * mebi}\nfile {410 * mebi}\nshmem {10 * mebi}\n"
         f"inactive_file {300 * mebi}\nactive_file {100 * mebi}\n"
     )
-    assert room._free(torch.device("cpu")) == 402 * mebi
+    assert memory_check._free(torch.device("cpu")) == 402 * mebi
     (tmp_path / "memory.max").write_text("max\n")
-    assert room._free(torch.device("cpu")) > 402 * mebi
+    assert memory_check._free(torch.device("cpu")) > 402 * mebi
 
 
 def test_a_batch_that_does_not_fit_is_refused_with_the_size_that_does(
     own_demo: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "_free", lambda device: 40 * 2**20)
+    monkeypatch.setattr(memory_check, "_free", lambda device: 40 * 2**20)
     with pytest.raises(
         HarcacheError, match=r"64 samples at once take .* of memory .*; (\d+) fit: set"
     ) as told:
@@ -246,7 +247,7 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_size_that_does(
     _run("pose", _with(batch_size=fits), own_demo)
     with pytest.raises(HarcacheError, match="64 samples at once"):
         _run("pose", _with(batch_size=64), own_demo)
-    monkeypatch.setattr(room, "_free", lambda device: 2**10)
+    monkeypatch.setattr(memory_check, "_free", lambda device: 2**10)
     with pytest.raises(HarcacheError, match="not even one sample fits in memory: it takes"):
         _run("pose", _with(batch_size=64), own_demo)
 

@@ -24,8 +24,8 @@ from harcache.pipeline.params import DatasetParams
 from harcache.pipeline.work.engine import Engine
 from harcache.stages import train
 from harcache.stages.shared.workspace import Workspace
-from harcache.stages.train import How, Summary
-from harcache.stages.training import learning, resume
+from harcache.stages.train import Summary, TrainingOptions
+from harcache.stages.training import processes, resume
 from harcache.stages.training.learning import Learner
 from harcache.stages.training.resume import STATE, read_state, write_state
 from harcache.stages.training.samples import CHECKPOINT
@@ -51,10 +51,10 @@ def _fresh(demo: Workspace, project: Path) -> Workspace:
     return workspace
 
 
-def _run(workspace: Workspace, params: DatasetParams, **how: Any) -> Summary:
+def _run(workspace: Workspace, params: DatasetParams, **options: Any) -> Summary:
     torch.set_num_threads(1)
     with Engine(workers=0) as engine:
-        return train.run("pose", params, workspace, engine, How(save_every=0, **how))
+        return train.run("pose", params, workspace, engine, TrainingOptions(save_every=0, **options))
 
 
 def _run_until(workspace: Workspace, params: DatasetParams, step: int, later: float, number: int) -> None:
@@ -111,7 +111,7 @@ def _run_exactly(
 ) -> None:
     """Run as one of several processes, and in float64: in float32 ten steps blow the last digits up."""
     os.environ |= told
-    learning._PRECISIONS["float32"] = "64-true"
+    processes._PRECISIONS["float32"] = "64-true"
     make = Learner.__init__
 
     def exactly(learner: Learner, fabric: Any, network: Any, *arguments: Any) -> None:
@@ -288,12 +288,12 @@ def _run_together(
 ) -> list[int | None]:
     """Train with so many processes and return how each of them ended."""
     port = _free_port()
-    processes = [
+    started = [
         _start(_run_exactly, workspace, params, tells(rank, ranks, port), *more) for rank in range(ranks)
     ]
-    for process in processes:
+    for process in started:
         process.join()
-    return [process.exitcode for process in processes]
+    return [process.exitcode for process in started]
 
 
 @pytest.fixture(scope="module", params=[(4, 1), (3, 1), (4, 2)], ids=["even", "uneven", "in parts"])
@@ -368,4 +368,4 @@ def test_a_slurm_job_that_would_wait_for_ever_is_refused(
     for name, value in ({"SLURM_NTASKS": "4"} | given).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(HarcacheError, match=message):
-        learning.launch("cpu", "float32")
+        processes.launch("cpu", "float32")

@@ -21,7 +21,7 @@ from harcache.pipeline.params import DatasetParams, to_mapping
 from harcache.pipeline.work.engine import Engine
 from harcache.stages import train
 from harcache.stages.shared.workspace import Workspace
-from harcache.stages.train import How, Summary
+from harcache.stages.train import Summary, TrainingOptions
 from harcache.stages.training.samples import CHECKPOINT
 from harcache.stages.training.trained import load_trained
 from tests.tiny_demo import PARAMS
@@ -32,9 +32,9 @@ def _with(**recipe: Any) -> DatasetParams:
     return replace(PARAMS, train=replace(PARAMS.train, pose=replace(PARAMS.train.pose, **recipe)))
 
 
-def _run(workspace: Workspace, params: DatasetParams = PARAMS, **how: Any) -> Summary:
+def _run(workspace: Workspace, params: DatasetParams = PARAMS, **options: Any) -> Summary:
     with Engine(workers=0) as engine:
-        return train.run("pose", params, workspace, engine, How(anew=True, **how))
+        return train.run("pose", params, workspace, engine, TrainingOptions(restart=True, **options))
 
 
 @pytest.fixture
