@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 READY := $(VENV)/.ready
-INSTALL = VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --constraints constraints.txt --editable
+INSTALL = VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --constraints constraints.txt
+MMPOSE := models/pretrained/mmpose.txt
 
 export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
@@ -13,10 +14,11 @@ export DVC_NO_ANALYTICS := 1
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(MMPOSE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade uv
-	$(INSTALL) ".[yolo,test,lint]"
+	$(INSTALL) --editable ".[all,test,lint]" opencv-python-headless
+	$(INSTALL) --no-deps --requirements $(MMPOSE)
 	touch $(READY)
 
 # Draws the demo's videos where they are missing, then builds what is out of date.
@@ -37,7 +39,7 @@ lint: $(READY)
 
 # The README's figures of speed, on this machine; the loader's rivals are installed for it.
 bench: $(READY)
-	$(INSTALL) ".[bench]"
+	$(INSTALL) --editable ".[bench]"
 	harcache bench loader
 	harcache bench model
 

@@ -12,6 +12,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "bench": "harcache.commands.cli.bench:bench",
     "cache": "harcache.commands.cli.cache:cache",
+    "check": "harcache.commands.cli.check:check",
     "crop": "harcache.commands.cli.extraction:crop",
     "demo": "harcache.commands.cli.demo:demo",
     "detect": "harcache.commands.cli.extraction:detect",

@@ -18,7 +18,7 @@ import torch
 from harcache.benchmarks.timing import side_by_side
 from harcache.models.detectors.registry import load_detector
 from harcache.models.estimators.registry import load_pose_estimator
-from harcache.models.pretrained import mmcv_stub
+from harcache.models.pretrained import mmpose_stand_ins
 from harcache.models.pretrained.batching import Network, Usage, extract
 from harcache.models.pretrained.inference import BatchRunner
 from harcache.models.pretrained.weight_files import find_config
@@ -102,7 +102,7 @@ def as_table(results: Mapping[str, Any]) -> str:
 def _measure_pose(
     folder: Path, device: str, precision: Precision, threads: int, size: _Size
 ) -> dict[str, Any]:
-    mmcv_stub.install()
+    mmpose_stand_ins.install()
     from mmpose.apis import inference_topdown, init_model
 
     torch.manual_seed(0)

@@ -7,12 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
 
 from harcache.cache.errors import CacheError
 from harcache.pipeline.base.files import writing
+from harcache.pipeline.base.layers import load
+
+if TYPE_CHECKING:
+    import h5py
 
 __all__ = [
     "read_detections",
@@ -141,7 +145,7 @@ def read_joints(path: Path, clip_id: str) -> tuple[int, bool]:
         return file["scores"].shape[1], "positions" in file
 
 
-def _pose_table(file: h5py.File, name: str, clip: int, path: Path) -> np.ndarray:
+def _pose_table(file: "h5py.File", name: str, clip: int, path: Path) -> np.ndarray:
     """Return the rows of clip number ``clip``: (M, T, ...)."""
     first, last = file["row_start"][clip : clip + 2]
     persons, frames = file["shape"][clip]
@@ -158,6 +162,7 @@ def _pose_table(file: h5py.File, name: str, clip: int, path: Path) -> np.ndarray
 def _write(path: Path, kind: str, **tables: np.ndarray) -> None:
     # From HDF5 1.10's format on, the file's own structure carries checksums too. It is made in memory, since
     # HDF5 crashes the process when the disk is full.
+    h5py = load("h5py")
     with h5py.File(path, "w", libver="v110", driver="core", backing_store=False) as file:
         file.attrs["format"] = _format(kind)
         for name, table in tables.items():
@@ -176,8 +181,10 @@ def _write(path: Path, kind: str, **tables: np.ndarray) -> None:
 
 
 @contextmanager
-def _reading(path: Path, kind: str, clip_id: str) -> Iterator[tuple[h5py.File, int]]:
+def _reading(path: Path, kind: str, clip_id: str) -> Iterator[tuple["h5py.File", int]]:
     """Open the file of a clip, find the clip's number, and turn what HDF5 raises into errors with names."""
+    # Those who only read stores need not have it.
+    h5py = load("h5py")
     try:
         with h5py.File(path, "r") as file:
             found, wanted = file.attrs.get("format"), _format(kind)
@@ -224,7 +231,7 @@ def _require(condition: bool, path: Path, clip_id: str, problem: str) -> None:
 def _as_bytes(clip_ids: Mapping[str, object]) -> np.ndarray:
     encoded = [clip_id.encode() for clip_id in clip_ids]
     length = max(map(len, encoded), default=1)
-    return np.array(encoded, h5py.string_dtype("utf-8", length))
+    return np.array(encoded, load("h5py").string_dtype("utf-8", length))
 
 
 def _offsets(lengths: Iterable[int]) -> np.ndarray:

@@ -17,6 +17,7 @@ from harcache.models.networks.xshiftnet import Backbone
 from harcache.models.summary import input_shapes
 from harcache.pipeline.base.errors import HarcacheError, did_you_mean
 from harcache.pipeline.base.files import commit_file, flush, partial_path, refuse_to_replace_source
+from harcache.pipeline.base.layers import load
 from harcache.pipeline.params import AmfiParams, from_mapping
 
 __all__ = ["export_checkpoint"]
@@ -111,13 +112,7 @@ def _optimised(network: nn.Module) -> bool:
 
 def _check_onnx() -> None:
     """Find a missing package before the long work of tracing."""
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise HarcacheError(
-            f"ONNX files are written by the package {error.name}, which is not installed; "
-            f"install this project with its extra 'export'"
-        ) from error
+    load("onnxscript")
 
 
 def _save_onnx(

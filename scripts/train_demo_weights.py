@@ -21,7 +21,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from harcache.models.pretrained import mmcv_stub  # noqa: E402
+from harcache.models.pretrained import mmpose_stand_ins  # noqa: E402
 from harcache.models.pretrained.yolo import prepare_ultralytics, save_yolo  # noqa: E402
 from harcache.pipeline.datasets.drawn_figures import motion  # noqa: E402
 from harcache.pipeline.datasets.drawn_figures.backgrounds import make_room  # noqa: E402
@@ -259,7 +259,7 @@ def _float(value: Any) -> Any:
 
 def train_pose(steps: int) -> None:
     """Train the small HRNet and save an mmpose checkpoint."""
-    mmcv_stub.install()
+    mmpose_stand_ins.install()
     from mmengine.config import Config
     from mmpose.registry import MODELS
     from mmpose.utils import register_all_modules

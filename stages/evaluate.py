@@ -11,24 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 
-from harcache.cache.annotations import read_detections, read_poses
 from harcache.cache.streaming.dataset import Batch
 from harcache.cache.streaming.loader import ClipLoader
 from harcache.models.summary import count_cost, input_shapes, measure_latency
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.progress import progress
 from harcache.pipeline.clips import Clip, read_classes
-from harcache.pipeline.datasets.demo import Truth, object_pairs, read_truth
+from harcache.pipeline.datasets.truth import read_truth
 from harcache.pipeline.params import DatasetParams
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import read_counts
-from harcache.stages.persons.boxes import overlaps
 from harcache.stages.scoring.accuracy import confusion, hardest_pairs, in_pairs, mean_class, softmax, top
 from harcache.stages.scoring.results import Cost, Outputs, Scored, write_results
 from harcache.stages.shared.crop_table import flag_counts, read_crops
-from harcache.stages.shared.units import inputs_from, parts_of
 from harcache.stages.shared.workspace import AMFI_NETWORKS, EPAM_NETWORKS, EXTRACTION, Network, Workspace
 from harcache.stages.training.inputs import Feed, feed_of, preparation, section_of
 from harcache.stages.training.samples import (
@@ -42,13 +38,10 @@ from harcache.stages.training.samples import (
 )
 from harcache.stages.training.trained import Trained, check_classes, load_trained, scores_of
 
-__all__ = ["detection_quality", "pck", "run", "run_own"]
+__all__ = ["run", "run_own"]
 
 _BATCH = 16
 _PRINTED_PAIRS = 5
-_SAME_BOX = 0.5  # intersection over union from which a box counts as found
-_PCK_RADIUS = 0.2  # of the torso's length
-_SHOULDERS, _HIPS = (5, 6), (11, 12)
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,11 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> dict[str
     metrics |= _accuracies(scored, test) | {"flags": flag_counts(read_crops(workspace.crops).values())}
     truth = read_truth(workspace.videos)
     if truth is not None:
-        metrics |= _against_truth(workspace, test.clips, truth)
+        # What measures against it needs packages that training does without.
+        from harcache.pipeline.datasets.demo import object_pairs
+        from harcache.stages.scoring.extraction import against_truth
+
+        metrics |= against_truth(workspace, test.clips, truth)
         if np.isin(test.labels, object_pairs()).any():
             pose = next(one for one in scored if one.name == "pose")
             metrics["top1"]["pose_in_object_pairs"] = in_pairs(pose.scores, test.labels, object_pairs())
@@ -107,36 +104,6 @@ def run_own(
     _finish(outputs, metrics, test, scored)
     print(f"written to {outputs.folder}")
     return metrics
-
-
-def detection_quality(found: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> tuple[int, int, int]:
-    """Count (boxes found rightly, boxes found, true boxes) over frames; a true box counts for one found box.
-
-    Both: a frame's (n, 4 or more), x1 y1 x2 y2, pixels. Right is an intersection over union of 0.5 or more.
-    """
-    right = 0
-    for boxes, wanted in zip(found, true, strict=True):
-        overlap = overlaps(wanted[:, :4], boxes[:, :4])
-        rows, columns = linear_sum_assignment(-overlap)
-        right += int((overlap[rows, columns] >= _SAME_BOX).sum())
-    return right, sum(map(len, found)), sum(map(len, true))
-
-
-def pck(found: np.ndarray, true: np.ndarray) -> tuple[int, int]:
-    """Count (keypoints within 0.2 torso lengths of the truth, true keypoints): PCK@0.2.
-
-    ``found``: (M, T, 17, 2), NaN where nobody was found; ``true``: (P, T, 17, 2); pixels. In each frame, true
-    persons are paired with the found ones that are nearest; a true person without a pair counts as all wrong.
-    """
-    right = 0
-    shoulders, hips = true[:, :, _SHOULDERS].mean(2), true[:, :, _HIPS].mean(2)
-    torso = np.linalg.norm(shoulders - hips, axis=-1)
-    for t in range(true.shape[1]):
-        there = found[np.isfinite(found[:, t]).all(axis=(1, 2)), t]
-        distance = np.linalg.norm(true[:, None, t] - there[None], axis=-1)  # (P, found, 17)
-        rows, columns = linear_sum_assignment(distance.mean(-1))
-        right += int((distance[rows, columns] <= _PCK_RADIUS * torso[rows, t, None]).sum())
-    return right, true.shape[0] * true.shape[1] * true.shape[2]
 
 
 def _trained(networks: Sequence[Network], workspace: Workspace) -> list[Path]:
@@ -257,24 +224,6 @@ def _finish(outputs: Outputs, metrics: Mapping[str, Any], test: _Test, scored: S
     shown = next((one for one in scored if one.name in ("epam", "amfi")), scored[-1])
     write_results(outputs, metrics, test.clips, test.labels, test.classes, scored, shown)
     _print_summary(metrics, test, scored, shown)
-
-
-def _against_truth(
-    workspace: Workspace, clips: Sequence[Clip], truth: Mapping[str, Truth]
-) -> dict[str, dict[str, float]]:
-    boxes, points = np.zeros(3, int), np.zeros(2, int)
-    detected, posed = inputs_from(workspace.detections, clips), inputs_from(workspace.poses, clips)
-    for clip in clips:
-        known = truth[clip.id]
-        found = read_detections(parts_of(workspace.detections, detected.token)[clip.id], clip.id)
-        boxes += detection_quality(found, list(known.boxes.swapaxes(0, 1)))
-        keypoints, _ = read_poses(parts_of(workspace.poses, posed.token)[clip.id], clip.id)
-        points += pck(keypoints, known.keypoints)
-    right, found_boxes, true_boxes = boxes.tolist()
-    return {
-        "detect": {"recall": right / true_boxes, "precision": right / max(found_boxes, 1)},
-        "pose": {"pck": float(points[0] / points[1])},
-    }
 
 
 def _print_summary(metrics: Mapping[str, Any], test: _Test, scored: Sequence[Scored], shown: Scored) -> None:

@@ -5,9 +5,8 @@ moves them before it draws.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,14 @@ from harcache.pipeline.skeletons.joints import COCO_MIRRORED
 from harcache.pipeline.work.engine import Engine, Report
 from harcache.pipeline.work.outcomes import Counts
 from harcache.pipeline.work.plan import Unit
-from harcache.stages.shared.store_parts import Cropped, StoreSpec, build_store, crops_of, write_shards
+from harcache.stages.shared.store_parts import (
+    Cropped,
+    StoreSpec,
+    build_store,
+    crops_of,
+    store_parameters,
+    write_shards,
+)
 from harcache.stages.shared.units import Inputs, Timer, inputs_from, parts_of
 from harcache.stages.shared.workspace import Workspace
 
@@ -59,7 +65,7 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
     """Draw the heatmaps of every clip that has a crop."""
     cropped = Cropped.read(workspace, params.frames.max_frames)
     inputs = inputs_from(workspace.poses, cropped.clips)
-    parameters = store_parameters(params)
+    parameters = store_parameters("heatmap", params)
     wanted = cropped.wanted(fingerprint("heatmap", parameters), lambda clip: inputs.fingerprints[clip.id])
     arrays = array_specs(params.heatmap, params.pose.max_persons, *_joints(workspace.poses, inputs))
     store = StoreSpec("heatmap", workspace.heatmaps, arrays, params.heatmap.shard_rows, parameters)
@@ -74,11 +80,6 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
         arrays,
     )
     return build_store(store, cropped, wanted, process, context, engine, workspace)
-
-
-def store_parameters(params: DatasetParams) -> dict[str, Any]:
-    """Return the parameters that the store's content depends on, which are kept in it."""
-    return asdict(params.heatmap) | asdict(params.frames) | {"persons": params.pose.max_persons}
 
 
 def array_specs(

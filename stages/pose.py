@@ -47,9 +47,8 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
         return imported_poses.run(params.pose, workspace, engine)
     clips = read_manifest(workspace.manifest)
     # Fetched here once, before many workers do; other weights of the same name make other poses.
-    sources = [find_weights(params.pose.weights, workspace.weights_dir)]
-    if params.pose.backend == "mmpose":
-        sources.append(find_config(params.pose.config))
+    configs = [find_config(params.pose.config)] if params.pose.backend == "mmpose" else []
+    sources = [find_weights(params.pose.weights, workspace.weights_dir), *configs]
     own = fingerprint("pose", LINKING, params.pose.fingerprint, [file_digest(source) for source in sources])
     inputs = inputs_from(workspace.detections, clips)
     wanted = [

@@ -4,9 +4,8 @@ A frame is one JPEG by default: seven times smaller than without loss and as fas
 lossy video already.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -22,7 +21,14 @@ from harcache.pipeline.video.frames import clip_frames
 from harcache.pipeline.work.engine import Engine, Report
 from harcache.pipeline.work.outcomes import Counts
 from harcache.pipeline.work.plan import Unit
-from harcache.stages.shared.store_parts import Cropped, StoreSpec, build_store, crops_of, write_shards
+from harcache.stages.shared.store_parts import (
+    Cropped,
+    StoreSpec,
+    build_store,
+    crops_of,
+    store_parameters,
+    write_shards,
+)
 from harcache.stages.shared.units import Timer
 from harcache.stages.shared.workspace import Workspace
 
@@ -51,7 +57,7 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
             "be trained, by 'harcache train pose'"
         )
     cropped = Cropped.read(workspace, params.frames.max_frames)
-    parameters = store_parameters(params)
+    parameters = store_parameters("rgb", params)
     wanted = cropped.wanted(fingerprint("rgb", parameters), lambda clip: clip.fingerprint)
     store = StoreSpec("rgb", workspace.rgb, (array_spec(params.rgb),), params.rgb.shard_rows, parameters)
     context = Context(
@@ -63,11 +69,6 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
         params.frames.max_frames,
     )
     return build_store(store, cropped, wanted, process, context, engine, workspace)
-
-
-def store_parameters(params: DatasetParams) -> dict[str, Any]:
-    """Return the parameters that the store's content depends on, which are kept in it."""
-    return asdict(params.rgb) | asdict(params.frames)
 
 
 def array_spec(params: RgbParams) -> ArraySpec:

@@ -130,7 +130,7 @@ def test_a_circle_is_seen() -> None:
         ("models.checkpoints", "from harcache.cache.clip_store import open_store"),
         ("pipeline.work.plan", "from harcache.stages import crop"),
         ("pipeline.base.files", "from harcache.pipeline.clips import Clip"),
-        ("pipeline.video.frames", "from harcache.pipeline.datasets.demo import Truth"),
+        ("pipeline.video.frames", "from harcache.pipeline.datasets.truth import Truth"),
         ("stages.crop", "import harcache.cli"),
         ("stages.report", "from harcache.commands import preview"),
         ("benchmarks.loader", "from harcache.stages import crop"),

@@ -15,7 +15,7 @@ from harcache import cache
 from harcache.cache.annotations import read_poses
 from harcache.cache.sampling import stored_frames
 from harcache.commands import preview
-from harcache.models.pretrained import mmcv_stub
+from harcache.models.pretrained import mmpose_stand_ins
 from harcache.models.pretrained.weight_files import find_config
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.clips import read_manifest
@@ -177,7 +177,7 @@ def test_the_full_hrnet_runs_in_the_pose_stage(tmp_path: Path) -> None:
 
 def _save_random_hrnet(path: Path) -> int:
     """Save the network that the config describes, untrained; return its number of parameters."""
-    mmcv_stub.install()
+    mmpose_stand_ins.install()
     from mmpose.apis import init_model
 
     torch.manual_seed(0)

@@ -7,10 +7,13 @@ from typing import Any
 import click
 
 from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.layers import explained
 
 __all__ = ["LazyCommands", "OutermostGroup"]
 
 _INTERRUPTED = 130  # as a shell says it of a process that Ctrl-C ended
+# Commands that need no videos: of packages that two layers bring, theirs is named.
+_ON_CACHES = ("evaluate", "export", "models", "train", "weights")
 
 
 class OutermostGroup(click.Group):
@@ -25,6 +28,12 @@ class OutermostGroup(click.Group):
             if ctx.params["debug"] or isinstance(error, BrokenPipeError):
                 raise
             raise click.ClickException(_in_one_line(error)) from error
+        except ImportError as error:
+            layer = "train" if ctx.invoked_subcommand in _ON_CACHES else "extract"
+            told = explained(error, layer)
+            if told is None or ctx.params["debug"]:
+                raise
+            raise click.ClickException(str(told)) from error
         except KeyboardInterrupt:
             click.echo("Stopped; what is finished is kept, and the same command goes on.", err=True)
             ctx.exit(_INTERRUPTED)

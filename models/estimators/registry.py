@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harcache.models.pretrained import mmcv_stub
+from harcache.models.pretrained import mmpose_stand_ins
 from harcache.models.pretrained.batching import Finish, Image, Network
 from harcache.models.pretrained.inference import BatchRunner, not_finite, quicken, repeatable, run_in
 from harcache.models.pretrained.weight_files import find_config, find_weights, load_tensors
@@ -50,6 +50,7 @@ def load_pose_estimator(params: PoseParams, weights_dir: Path | None = None, dev
     """
     if params.backend == "ultralytics":
         return _YoloPose(params, find_weights(params.weights, weights_dir), device)
+    mmpose_stand_ins.install()
     config_path = find_config(params.config)
     config = _read_config(config_path)
     weights = find_weights(params.weights, weights_dir)
@@ -260,7 +261,6 @@ def _check_boxes(boxes: np.ndarray) -> None:
 
 
 def _read_config(path: Path) -> Any:
-    mmcv_stub.install()
     from mmengine.config import Config
 
     config = Config.fromfile(path)
@@ -288,17 +288,34 @@ def _is_heatmaps(config: Any) -> bool:
 def _build(config: Any, path: Path) -> Any:
     from mmengine.registry import init_default_scope
 
-    with mmcv_stub.without_training():
+    with mmpose_stand_ins.without_training():
         from mmpose.models import build_pose_estimator
 
     init_default_scope("mmpose")
     # The config would fetch the backbone's ImageNet weights, which the checkpoint replaces.
     config.model.backbone.init_cfg = None
+    _take_from_mmpose(config.model, path)
     model = build_pose_estimator(config.model).eval()
     found = getattr(model.head, "out_channels", None) or getattr(model.head, "num_joints", None)
     if found != _KEYPOINTS:
         raise HarcacheError(f"{path}: finds {found} keypoints; expected COCO's {_KEYPOINTS}")
     return model
+
+
+def _take_from_mmpose(model: Any, path: Path) -> None:
+    """Take the parts that a config takes from mmdet, such as RTMPose's backbone, from mmpose's copies."""
+    from mmpose.registry import MODELS
+
+    for part in (model.backbone, model.get("neck") or {}):
+        if part.get("_scope_") != "mmdet":
+            continue
+        if part["type"] in MODELS.module_dict:
+            del part["_scope_"]
+        elif mmpose_stand_ins.stands_in("mmdet"):
+            raise HarcacheError(
+                f"{path}: its {part['type']} is mmdet's, which is not installed; use another config, or "
+                "install mmdet"
+            )
 
 
 def _load_state(model: Any, path: Path) -> None:

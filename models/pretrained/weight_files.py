@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.layers import require
 
-__all__ = ["ENVIRONMENT", "find_config", "find_weights", "is_looked_up", "load_tensors"]
+__all__ = ["ENVIRONMENT", "find_config", "find_weights", "is_looked_up", "load_tensors", "locate_weights"]
 
 ENVIRONMENT = "HARCACHE_WEIGHTS_DIR"
 
@@ -55,6 +56,21 @@ def find_weights(name: str, weights_dir: Path | None = None) -> Path:
     Raises:
         HarcacheError: the file is nowhere and can't be fetched; says which file to put where.
     """
+    found, folder = _locate(name, weights_dir)
+    return _fetch(found, folder) if isinstance(found, _Source) else found
+
+
+def locate_weights(name: str, weights_dir: Path | None = None) -> Path | str:
+    """Return the file that ``name`` stands for, or the address that `find_weights` would fetch it from.
+
+    Raises HarcacheError where it is nowhere and has no address.
+    """
+    found, _ = _locate(name, weights_dir)
+    return found.url if isinstance(found, _Source) else found
+
+
+def _locate(name: str, weights_dir: Path | None) -> tuple["Path | _Source", Path]:
+    """Return the file or where it is published, and the folder to fetch it into."""
     source = _public_source(name)
     given = [Path(folder) for folder in (weights_dir, os.environ.get(ENVIRONMENT)) if folder]
     # The command line hands on the environment's folder as its own.
@@ -63,13 +79,13 @@ def find_weights(name: str, weights_dir: Path | None = None) -> Path:
     for folder in (_SHIPPED, *folders):
         for file in files:
             if (folder / file).is_file():
-                return folder / file
+                return folder / file, folder
     if source is None:
         raise HarcacheError(
             f"weights '{name}' are not in {', '.join(map(str, folders))} and have no known source; "
             f"put the file at {folders[0] / name}, or set {ENVIRONMENT} to the folder that holds it"
         )
-    return _fetch(source, folders[0])
+    return source, folders[0]
 
 
 def is_looked_up(name: str) -> bool:
@@ -94,6 +110,8 @@ def find_config(name: str) -> Path:
             return path
     if path_in_zoo := _zoo_config(name):
         return path_in_zoo
+    # It may well be in mmpose's zoo.
+    require("mmpose")
     raise HarcacheError(
         f"pose config '{name}' is neither shipped, nor a .py file, nor a config of the installed mmpose; "
         "name one such as 'td-hm_hrnet-w32_8xb64-210e_coco-256x192' or give a path"

@@ -24,6 +24,7 @@ from harcache.models.pretrained.batching import Finish, Image
 from harcache.models.pretrained.inference import BatchRunner, not_finite, quicken, run_in
 from harcache.models.pretrained.weight_files import load_tensors
 from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.layers import load
 from harcache.pipeline.params import Precision
 
 __all__ = ["YoloNetwork", "prepare_ultralytics", "save_yolo"]
@@ -207,12 +208,7 @@ def prepare_ultralytics() -> None:
     users = os.environ.get("YOLO_CONFIG_DIR")
     os.environ["YOLO_CONFIG_DIR"] = users or settings
     try:
-        import ultralytics  # noqa: F401
-    except ImportError as error:
-        raise HarcacheError(
-            "backend 'ultralytics' needs the package ultralytics, which is not installed; "
-            "install harcache with its extra 'yolo', or use another backend"
-        ) from error
+        load("ultralytics")
     finally:
         if users is None:  # the folder is this process's alone, so its children must not inherit it
             del os.environ["YOLO_CONFIG_DIR"]

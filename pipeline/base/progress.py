@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
+from harcache.pipeline.base.layers import is_there
+
 if TYPE_CHECKING:
     from rich import progress as rich_progress
 
@@ -58,7 +60,8 @@ def progress(total: int, label: str, unit: str = "clips", done: int = 0) -> Iter
     """Show ``label``, how many of ``total`` are done (``done`` were before), rate, time left, failures."""
     if _is_quiet:
         yield _Silence()
-    elif sys.stderr.isatty():
+    # Readers of caches have no `rich`, and lines tell as much.
+    elif sys.stderr.isatty() and is_there("rich"):
         with _bar(total, label, unit, done) as bar:
             yield bar
     else:

@@ -27,17 +27,17 @@ from harcache.pipeline.datasets.drawn_figures.performers import make_look
 from harcache.pipeline.datasets.drawn_figures.scenes import Scene, make_scene, scene_truth
 from harcache.pipeline.datasets.layout import Scan
 from harcache.pipeline.datasets.ntu import TRAIN_PERFORMERS, scan_actions
+from harcache.pipeline.datasets.truth import TRUTH
 from harcache.pipeline.params import IndexParams
 from harcache.pipeline.video.frames import write_video
 
-__all__ = ["DemoSpec", "Truth", "generate_demo", "object_pairs", "read_truth", "scan"]
+__all__ = ["DemoSpec", "generate_demo", "object_pairs", "scan"]
 
 _FPS = 30
 _SHORTEST, _LONGEST = 28, 60  # frames; many have fewer than the 48 of the paper's samples
 _SIZES = ((240, 320), (288, 352), (272, 480), (240, 426), (320, 320))  # height, width
 _SETUPS = 3  # rooms before each camera; all actions are in all of them, so a room tells nothing
 _RECORD = "demo.json"
-_TRUTH = "truth.npz"
 _FORMAT = 1
 
 
@@ -63,14 +63,6 @@ class DemoSpec:
                 f"the demo was asked for performers {self.performers} and {self.cameras} cameras: "
                 "expected numbers from 1 and 1 to 3"
             )
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What was drawn, in pixels: boxes (M, T, 4) float32 x1 y1 x2 y2, keypoints (M, T, 17, 2) float32."""
-
-    boxes: np.ndarray
-    keypoints: np.ndarray
 
 
 def scan(root: Path, params: IndexParams) -> Scan:
@@ -112,19 +104,9 @@ def generate_demo(root: Path, spec: DemoSpec, workers: int | None = None) -> int
         ):
             for _ in pool.map(partial(_encode, root, spec), missing):
                 bar.advance()
-    if missing or not (root / _TRUTH).exists():
-        _write_truth(root / _TRUTH, spec, clips)
+    if missing or not (root / TRUTH).exists():
+        _write_truth(root / TRUTH, spec, clips)
     return len(missing)
-
-
-def read_truth(root: Path) -> dict[str, Truth] | None:
-    """Return the truth of each clip by id, or None where ``root`` holds none (every real dataset)."""
-    path = root / _TRUTH
-    if not path.exists():
-        return None
-    with np.load(path, allow_pickle=False) as arrays:
-        ids = {name.split("/")[0] for name in arrays.files}
-        return {id_: Truth(arrays[f"{id_}/boxes"], arrays[f"{id_}/keypoints"]) for id_ in sorted(ids)}
 
 
 @dataclass(frozen=True)

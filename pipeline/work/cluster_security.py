@@ -18,7 +18,7 @@ from distributed import Scheduler, Security, Worker
 from tornado.httputil import HTTPServerRequest
 from tornado.routing import Matcher, Rule, RuleRouter
 
-from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.layers import require
 
 __all__ = ["PROTOCOL", "DarkWorker", "GuardedScheduler", "new_security", "new_token", "scratch_folder"]
 
@@ -29,12 +29,8 @@ def new_security() -> Security:
     """Return the certificates that Dask's configuration names, else a fresh key that stays in memory."""
     if dask.config.get("distributed.comm.tls.ca-file", None):
         return Security(require_encryption=True)
-    try:
-        return Security.temporary()
-    except ImportError as error:
-        raise HarcacheError(
-            f"Dask's processes cannot be secured ({error}); install it: pip install cryptography"
-        ) from error
+    require("cryptography")
+    return Security.temporary()
 
 
 def new_token() -> str:

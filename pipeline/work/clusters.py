@@ -5,7 +5,6 @@ they look at themselves before their first unit, so that a wrong one is a clear 
 """
 
 import contextlib
-import importlib.util
 import logging
 import os
 import platform
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harcache.pipeline.base.errors import HarcacheError, StandstillError
+from harcache.pipeline.base.layers import is_there, load
 from harcache.pipeline.base.progress import notice
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _secret_dashboard() -> Iterator[str | None]:
 
     settings = {"temporary-directory": scratch_folder()}
     token = None
-    if importlib.util.find_spec("bokeh"):
+    if is_there("bokeh"):
         token = new_token()
         link = dask.config.get("distributed.dashboard.link").removesuffix("status")
         settings["distributed.dashboard.link"] = f"{link}{token}/status"
@@ -110,12 +110,7 @@ def _slurm_cluster(workers: int | None, token: str | None) -> "Cluster":
 
     from harcache.pipeline.work.cluster_security import PROTOCOL, GuardedScheduler, new_security
 
-    try:
-        from dask_jobqueue import SLURMCluster
-    except ModuleNotFoundError as error:
-        raise HarcacheError(
-            f"--scheduler {SLURM} needs dask-jobqueue; install it: pip install 'harcache[slurm]'"
-        ) from error
+    SLURMCluster = load("dask_jobqueue").SLURMCluster
     if not workers:
         raise HarcacheError(f"--scheduler {SLURM} needs --workers: how many workers to ask for")
     # Jobs read the key in files of this folder that are its user's alone, until the cluster is closed.

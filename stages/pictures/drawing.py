@@ -7,6 +7,7 @@ made smaller, or broken where a picture may grow.
 import textwrap
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -37,6 +38,8 @@ _DARKEST = 0.35  # of a pixel's light where the network does not look
 _LEAST_TEXT = 8  # pixels
 _LETTER = 0.6  # of a letter's height, its width on average
 _FEWEST_LETTERS = 20  # of a line that is broken
+# Pillow's own font has ASCII's letters alone; names of classes have others.
+_FONT = str(Path(__file__).with_name("fonts") / "DejaVuSans.ttf")
 
 
 def draw_box(image: np.ndarray, box: np.ndarray, colour: Sequence[int], thickness: int) -> None:
@@ -75,18 +78,18 @@ def with_text(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
 def text_band(lines: tuple[str, ...], width: int, size: int) -> np.ndarray:
     """Return white text on black, (h, width, 3) uint8: a first line ``size`` pixels high, others smaller."""
     # OpenCV's own letters are ASCII alone.
-    from matplotlib import font_manager
     from PIL import Image, ImageDraw, ImageFont
 
-    path = font_manager.findfont("DejaVu Sans")
     band = Image.new("RGB", (width, round(1.45 * size * len(lines)) + size // 2), _EDGE)
     draw = ImageDraw.Draw(band)
     for row, line in enumerate(lines):
         chosen = size if row == 0 else round(0.8 * size)
-        while chosen > _LEAST_TEXT and draw.textlength(line, ImageFont.truetype(path, chosen)) > width - size:
+        font = ImageFont.truetype(_FONT, chosen)
+        while chosen > _LEAST_TEXT and draw.textlength(line, font) > width - size:
             chosen -= 1
+            font = ImageFont.truetype(_FONT, chosen)
         place = (size // 2, size // 4 + round(1.45 * size * row))
-        draw.text(place, line, WHITE if row == 0 else _GREY, ImageFont.truetype(path, chosen))
+        draw.text(place, line, WHITE if row == 0 else _GREY, font)
     return np.asarray(band)
 
 

@@ -3,10 +3,10 @@
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from harcache.pipeline.base.files import partial_path, writing
 from harcache.pipeline.base.fingerprints import fingerprint
 from harcache.pipeline.base.progress import notice
 from harcache.pipeline.clips import Clip, read_manifest
+from harcache.pipeline.params import DatasetParams
 from harcache.pipeline.work.engine import Engine, Report
 from harcache.pipeline.work.outcomes import Counts
 from harcache.pipeline.work.parts import Outcome, Record
@@ -29,7 +30,14 @@ from harcache.stages.shared.crop_table import Crop, read_crops
 from harcache.stages.shared.units import Parts, Timer, build_parts, ended, finish, process_clips, publish_part
 from harcache.stages.shared.workspace import Workspace
 
-__all__ = ["Cropped", "StoreSpec", "build_store", "crops_of", "write_shards"]
+__all__ = ["Cropped", "StoreSpec", "build_store", "crops_of", "store_parameters", "write_shards"]
+
+
+def store_parameters(stage: Literal["heatmap", "rgb"], params: DatasetParams) -> dict[str, Any]:
+    """Return the parameters that a store's content depends on, which are kept in it."""
+    if stage == "rgb":
+        return asdict(params.rgb) | asdict(params.frames)
+    return asdict(params.heatmap) | asdict(params.frames) | {"persons": params.pose.max_persons}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ nothing twice.
 """
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.layers import LAYERS, is_there, load
+from harcache.pipeline.base.progress import notice
 from harcache.pipeline.base.tables import write_table
 
 __all__ = ["Curves", "Journal"]
@@ -92,45 +95,49 @@ class Curves:
 class Journal:
     """What was measured in each epoch, in DVCLive's files and, on request, TensorBoard's.
 
-    Raises HarcacheError in a Git repository without a commit, and where TensorBoard is not installed.
+    Raises HarcacheError in a Git repository without a commit, and where what is asked for is not installed.
     """
 
     def __init__(self, folder: Path, tensorboard: bool) -> None:
-        # All take seconds to import.
-        from dvclive import Live
-        from scmrepo.exceptions import SCMError
-
-        try:
-            self._live = Live(
-                str(folder / "live"), dvcyaml=None, save_dvc_exp=False, report=None, monitor_system=False
-            )
-        except SCMError as error:
-            raise HarcacheError(
-                f"DVCLive asks Git which commit it is, and got '{error}'; commit once, then train"
-            ) from error
+        self._live = _live(folder / "live")
         self._tensorboard = _tensorboard(folder / "tensorboard") if tensorboard else None
 
     def log(self, epoch: int, values: Mapping[str, float]) -> None:
         """Add an epoch."""
-        self._live.step = epoch
-        for name, value in values.items():
-            self._live.log_metric(name, value)
-            if self._tensorboard is not None:
+        if self._live is not None:
+            self._live.step = epoch
+            for name, value in values.items():
+                self._live.log_metric(name, value)
+            self._live.make_summary()
+        if self._tensorboard is not None:
+            for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, epoch)
-        self._live.make_summary()
 
     def end(self) -> None:
         """Finish the files."""
-        self._live.end()
+        if self._live is not None:
+            self._live.end()
         if self._tensorboard is not None:
             self._tensorboard.close()
 
 
-def _tensorboard(folder: Path) -> Any:
+def _live(folder: Path) -> Any:
+    """Open DVCLive's files, or None where it isn't installed and DVC does not wait for them."""
+    if not is_there("dvclive") and "DVC_STAGE" not in os.environ:
+        notice(f"DVCLive is not installed, so {folder} is not written; run: {LAYERS['pipeline'].command}")
+        return None
+    # Seconds to import.
+    live = load("dvclive")
     try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
+        return live.Live(str(folder), dvcyaml=None, save_dvc_exp=False, report=None, monitor_system=False)
+    except Exception as error:
+        # Its errors about Git come from a package of its own.
+        if not type(error).__module__.startswith("scmrepo."):
+            raise
         raise HarcacheError(
-            "--tensorboard needs the package tensorboard, which the extra 'tensorboard' installs"
+            f"DVCLive asks Git which commit it is, and got '{error}'; commit once, then train"
         ) from error
-    return SummaryWriter(str(folder))
+
+
+def _tensorboard(folder: Path) -> Any:
+    return load("torch.utils.tensorboard").SummaryWriter(str(folder))

@@ -5,7 +5,7 @@ Everything here is checked before any work: a wrong protocol or a stale store co
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harcache import cache
 from harcache.cache.streaming.dataset import ClipDataset
@@ -13,9 +13,8 @@ from harcache.pipeline.base.errors import HarcacheError, did_you_mean
 from harcache.pipeline.base.progress import notice
 from harcache.pipeline.clips import Clip, read_classes, read_manifest
 from harcache.pipeline.params import DatasetParams, RecipeParams
-from harcache.stages import heatmap as heatmap_stage
-from harcache.stages import rgb as rgb_stage
 from harcache.stages.shared.crop_table import read_crops
+from harcache.stages.shared.store_parts import store_parameters
 from harcache.stages.shared.workspace import EPAM_NETWORKS, Network, Workspace
 from harcache.stages.training.inputs import Feed, Section, feed_of, section_of
 
@@ -59,9 +58,13 @@ def class_names(classes: Mapping[str, list[str]], train: Section, dataset: str) 
 
 def check_stores(params: DatasetParams, workspace: Workspace) -> None:
     """Raise a CacheError that says what differs where a store is of another dataset or other parameters."""
-    for path, stage in ((workspace.rgb, rgb_stage), (workspace.heatmaps, heatmap_stage)):
+    stores: tuple[tuple[Path, Literal["heatmap", "rgb"]], ...] = (
+        (workspace.rgb, "rgb"),
+        (workspace.heatmaps, "heatmap"),
+    )
+    for path, stage in stores:
         if path in stores_of(workspace) or params.index.layout != "poses":
-            cache.open(path, {"dataset": workspace.dataset, "parameters": stage.store_parameters(params)})
+            cache.open(path, {"dataset": workspace.dataset, "parameters": store_parameters(stage, params)})
 
 
 def stores_of(workspace: Workspace) -> list[Path]:

@@ -138,5 +138,7 @@ def test_sizes_that_do_not_meet_are_refused(saved, tmp_path):
 def test_a_missing_package_is_answered_with_the_extra_that_brings_it(saved, tmp_path, monkeypatch):
     _, checkpoint = saved("rgb")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(HarcacheError, match=r"onnxscript, which is not installed; .* extra 'export'"):
+    with pytest.raises(
+        HarcacheError, match=r"onnxscript is not installed; run: pip install 'harcache\[export\]'"
+    ):
         export_checkpoint(checkpoint, tmp_path / "net.onnx", sizes_of("rgb"))

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from harcache.cache.annotations import write_poses
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.clips import Clip, read_manifest, write_manifest
-from harcache.pipeline.datasets.demo import read_truth
+from harcache.pipeline.datasets.truth import read_truth
 from harcache.pipeline.params import DatasetParams
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import Counts, read_failures, write_counts

@@ -13,13 +13,13 @@ from harcache.cache.annotations import read_detections
 from harcache.models.pretrained.weight_files import find_weights
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.clips import read_manifest, write_manifest
-from harcache.pipeline.datasets.demo import read_truth
+from harcache.pipeline.datasets.truth import read_truth
 from harcache.pipeline.params import DatasetParams
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import Counts, read_failures
 from harcache.stages import detect
 from harcache.stages.detect import between
-from harcache.stages.evaluate import detection_quality
+from harcache.stages.scoring.extraction import detection_quality
 from harcache.stages.shared.units import part_file
 from harcache.stages.shared.workspace import Workspace
 

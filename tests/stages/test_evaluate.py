@@ -19,8 +19,8 @@ from harcache.pipeline.clips import read_classes, read_manifest, write_manifest
 from harcache.pipeline.params import DatasetParams, EvaluateParams
 from harcache.pipeline.work.engine import Engine
 from harcache.stages import evaluate
-from harcache.stages.evaluate import detection_quality, pck
 from harcache.stages.scoring.accuracy import in_pairs
+from harcache.stages.scoring.extraction import detection_quality, pck
 from harcache.stages.shared.quality import FLAGS
 from harcache.stages.shared.workspace import Workspace
 from harcache.stages.training.inputs import preparation

@@ -9,15 +9,15 @@ import pytest
 from harcache.cache.annotations import read_detections, read_poses, write_detections, write_poses
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.clips import read_manifest, write_manifest
-from harcache.pipeline.datasets.demo import read_truth
+from harcache.pipeline.datasets.truth import read_truth
 from harcache.pipeline.params import DatasetParams, FolderIndexParams, GivenBoxesParams
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import Counts
 from harcache.pipeline.work.parts import Outcome, publish, read_records
 from harcache.stages import crop, detect, index, pose
 from harcache.stages.crop import read_crops
-from harcache.stages.evaluate import pck
 from harcache.stages.persons.tracking import link_persons
+from harcache.stages.scoring.extraction import pck
 from harcache.stages.shared.units import part_file
 from harcache.stages.shared.workspace import Workspace
 

@@ -15,16 +15,17 @@ from harcache.models.estimators.registry import (
     _start_decoding,
     load_pose_estimator,
 )
-from harcache.models.pretrained import mmcv_stub, yolo
+from harcache.models.pretrained import mmpose_stand_ins, yolo
 from harcache.models.pretrained.weight_files import find_config, find_weights
 from harcache.pipeline.base.errors import HarcacheError
-from harcache.pipeline.datasets.demo import DemoSpec, generate_demo, read_truth
+from harcache.pipeline.datasets.demo import DemoSpec, generate_demo
+from harcache.pipeline.datasets.truth import read_truth
 from harcache.pipeline.params import PoseParams
 from harcache.pipeline.video.frames import read_frames
 from tests.models.extraction import estimate
 from tests.projects import ROOT
 
-mmcv_stub.install()
+mmpose_stand_ins.install()
 
 DEMO = PoseParams(
     backend="mmpose",

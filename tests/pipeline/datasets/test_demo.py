@@ -20,12 +20,12 @@ from harcache.pipeline.datasets.demo import (
     _video_path,
     generate_demo,
     object_pairs,
-    read_truth,
 )
 from harcache.pipeline.datasets.drawn_figures import motion
 from harcache.pipeline.datasets.drawn_figures.figures import render
 from harcache.pipeline.datasets.drawn_figures.scenes import Scene, scene_truth
 from harcache.pipeline.datasets.registry import scan
+from harcache.pipeline.datasets.truth import read_truth
 from harcache.pipeline.params import IndexParams
 from harcache.pipeline.video.frames import probe, read_frames
 

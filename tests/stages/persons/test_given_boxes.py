@@ -2,6 +2,8 @@
 
 import json
 import re
+import tracemalloc
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from harcache.pipeline.params import DatasetParams, GivenBoxesParams
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import Counts, read_failures
 from harcache.stages import detect
+from harcache.stages.persons import given_boxes
 from harcache.stages.persons.given_boxes import read_boxes
 from harcache.stages.shared.units import part_file
 from harcache.stages.shared.workspace import Workspace
@@ -155,7 +158,7 @@ def test_a_box_of_no_clip_is_named_and_not_dropped(tmp_path: Path, clip: str) ->
         read_boxes(tmp_path / "boxes.json")
 
 
-def test_a_clip_may_be_called_what_pandas_takes_for_nothing(tmp_path: Path) -> None:
+def test_a_clip_may_be_called_what_others_take_for_nothing(tmp_path: Path) -> None:
     (tmp_path / "boxes.csv").write_text(f"{_HEADER}NA,0,1,1,9,9,1\n007,0,1,1,9,9,1\n")
     assert list(read_boxes(tmp_path / "boxes.csv")) == ["NA", "007"]
 
@@ -163,3 +166,74 @@ def test_a_clip_may_be_called_what_pandas_takes_for_nothing(tmp_path: Path) -> N
 def test_clips_that_are_numbers_keep_their_zeros(tmp_path: Path) -> None:
     (tmp_path / "boxes.csv").write_text(f"{_HEADER}3,0,1,1,9,9,1\n0003,0,1,1,9,9,1\n")
     assert list(read_boxes(tmp_path / "boxes.csv")) == ["3", "0003"]
+
+
+def test_a_number_that_only_python_reads_is_no_number(tmp_path: Path) -> None:
+    (tmp_path / "boxes.csv").write_text(f"{_HEADER}a,1_0,1,1,9,9,1\n")
+    with pytest.raises(HarcacheError, match=r"row 1 .*frame 1_0, .* has a value that is no number"):
+        read_boxes(tmp_path / "boxes.csv")
+
+
+@pytest.mark.parametrize("row", ["a,0,1,1,9,9", "a,0,1,1,9,9,1,0"])
+def test_a_row_of_another_length_is_named(tmp_path: Path, row: str) -> None:
+    (tmp_path / "boxes.csv").write_text(f"{_HEADER}a,0,1,1,9,9,1\n{row}\n")
+    with pytest.raises(HarcacheError, match=r"no table of boxes \(line 3 has [68] columns, the first line 7"):
+        read_boxes(tmp_path / "boxes.csv")
+
+
+def test_a_wrong_row_far_down_is_named_and_clips_may_be_interleaved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(given_boxes, "_ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(given_boxes, "_TEXT_AT_ONCE", 17)
+    rows = [f"{clip},{frame},{frame},1,99,9,1" for frame in range(5) for clip in "ba"]
+    (tmp_path / "boxes.csv").write_text(_HEADER + "\n".join(rows))
+    found = read_boxes(tmp_path / "boxes.csv")
+    assert list(found) == ["b", "a"]
+    assert all(boxes[:, :2].tolist() == [[frame, frame] for frame in range(5)] for boxes in found.values())
+    (tmp_path / "boxes.csv").write_text(_HEADER + "\n".join([*rows, "b,9,9,9,9,9,1"]))
+    with pytest.raises(HarcacheError, match=r"row 11 \(clip b, frame 9, .* has an empty box"):
+        read_boxes(tmp_path / "boxes.csv")
+    (tmp_path / "boxes.csv").write_text(_HEADER + "\n".join([*rows, "b,3,1,1,9,9,1", "a,2,1,1,9,9,1"]))
+    with pytest.raises(HarcacheError, match=r"row 11 \(clip b, frame 3, .* has a frame before"):
+        read_boxes(tmp_path / "boxes.csv")
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda text: text,
+        lambda text: text.removesuffix("\n"),
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace("a,", '"a",').replace("b b,", "b b,"),
+        lambda text: text.replace("clip,", "clip,note,").replace("a,", "a,seen,").replace("b b,", "b b,,"),
+        lambda text: text.replace("\n", "\n\n"),
+        lambda text: text.replace(",1,", ", 1 ,"),
+    ],
+    ids=["plain", "no end", "windows", "mark", "quoted", "column", "empty lines", "blanks"],
+)
+def test_boxes_are_the_same_however_a_table_is_written(tmp_path: Path, form: Callable[[str], str]) -> None:
+    (tmp_path / "boxes.csv").write_bytes(
+        form(f"{_HEADER}a,0,0.25,1,9,9,1\nb b,3,2,1,9.5,9,0.125\na,7,1,1,9,9,1\n").encode()
+    )
+    found = {clip: boxes.tolist() for clip, boxes in read_boxes(tmp_path / "boxes.csv").items()}
+    assert found == {
+        "a": [[0, 0.25, 1, 9, 9, 1], [7, 1, 1, 9, 9, 1]],
+        "b b": [[3, 2, 1, 9.5, 9, 0.125]],
+    }
+
+
+def test_many_boxes_take_the_memory_of_their_numbers(tmp_path: Path) -> None:
+    rows = 200_000
+    (tmp_path / "boxes.csv").write_text(
+        _HEADER + "".join(f"clip{row // 1000},{row % 1000},1,1,9,9,0.5\n" for row in range(rows))
+    )
+    tracemalloc.start()
+    try:
+        found = read_boxes(tmp_path / "boxes.csv")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(map(len, found.values())) == rows
+    assert peak < 4 * rows * 6 * 8 + 60_000_000
