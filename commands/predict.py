@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from harcache.commands.prediction.overlay import OVERLAYS, Shown, write_overlay
+from harcache.commands.prediction.poses import PoseFinder, SpanPoses
+from harcache.commands.prediction.samples import read_samples
 from harcache.models.pretrained.weight_files import is_looked_up
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.files import refuse_to_overwrite
@@ -23,9 +26,7 @@ from harcache.pipeline.clips import read_classes
 from harcache.pipeline.datasets.layout import find_videos
 from harcache.pipeline.params import DatasetParams, from_mapping
 from harcache.pipeline.video.frames import Probe, probe
-from harcache.stages.pictures.overlay import OVERLAYS, Shown, write_overlay
 from harcache.stages.scoring.accuracy import softmax
-from harcache.stages.shared.single_video import Chain, Seen, read_samples
 from harcache.stages.shared.workspace import Workspace
 from harcache.stages.training.inputs import feed_of, preparation, section_of
 from harcache.stages.training.trained import Trained, attention_of, check_classes, load_trained, scores_of
@@ -135,7 +136,7 @@ class Predictor:
                 "has; evaluate it on a dataset that has them, or train it with the graph coco17"
             )
         self._classes = class_names(self._trained, self._params, workspace)
-        self._chain = Chain(self._params, weights_dir, device)
+        self._finder = PoseFinder(self._params, weights_dir, device)
         self._prepare = partial(preparation(kind, self._params), device=device)
 
     @property
@@ -161,12 +162,12 @@ class Predictor:
         passes = 2 + self._feed.rgb + (overlay is not None)
         windows, shown = [], []
         with progress(passes * video.frames, path.name, unit="frames") as bar:
-            seen = self._chain.look(path, video, spans, bar)
-            for one in read_samples(path, video.frames, seen, self._feed, self._params, bar):
+            found = self._finder.find(path, video, spans, bar)
+            for one in read_samples(path, video.frames, found, self._feed, self._params, bar):
                 samples = {name: torch.stack([s[name] for s in one.samples]) for name in one.samples[0]}
                 ready = self._prepare(samples)
                 probabilities = softmax(scores_of(self._trained.network, ready).mean(0, keepdims=True))[0]
-                windows.append(self._window(one.seen, probabilities, video, options.top))
+                windows.append(self._window(one.span, probabilities, video, options.top))
                 if overlay is not None:
                     # Without the samples, which a long video has too many of.
                     drawn = replace(one, samples=[])
@@ -176,15 +177,15 @@ class Predictor:
                 write_overlay(overlay, path, video, shown, self._params.crop.min_score, bar)
         return {"video": str(path), "seconds": _seconds(video.frames, video), "windows": windows}
 
-    def _window(self, seen: Seen, probabilities: np.ndarray, video: Probe, top: int) -> dict[str, Any]:
+    def _window(self, span: SpanPoses, probabilities: np.ndarray, video: Probe, top: int) -> dict[str, Any]:
         best = np.argsort(-probabilities, kind="stable")[:top]
         return {
-            "start": _seconds(seen.start, video),
-            "end": _seconds(seen.end, video),
-            "frames": [seen.start, seen.end],
-            "persons": len(seen.boxes),
-            "crop": list(seen.crop),
-            "crop_source": seen.source,
+            "start": _seconds(span.start, video),
+            "end": _seconds(span.end, video),
+            "frames": [span.start, span.end],
+            "persons": len(span.boxes),
+            "crop": list(span.crop),
+            "crop_source": span.source,
             "classes": [
                 {
                     "label": int(label),

@@ -16,6 +16,10 @@ from hypothesis import strategies as st
 
 from harcache.cli import main
 from harcache.commands.predict import Options, Predictor, cut, videos_of
+from harcache.commands.prediction import samples
+from harcache.commands.prediction.overlay import OVERLAYS, Shown, _draw, write_overlay
+from harcache.commands.prediction.poses import SpanPoses
+from harcache.commands.prediction.samples import SampledSpan, read_samples
 from harcache.models.checkpoints import load_network, save_checkpoint
 from harcache.models.pretrained.weight_files import is_looked_up
 from harcache.pipeline.base.errors import HarcacheError
@@ -25,10 +29,7 @@ from harcache.pipeline.params import DatasetParams, EvaluateParams, SampleParams
 from harcache.pipeline.video.frames import probe, read_frames, write_video
 from harcache.pipeline.work.engine import Engine
 from harcache.stages import evaluate
-from harcache.stages.pictures.overlay import OVERLAYS, Shown, _draw, write_overlay
 from harcache.stages.scoring.accuracy import softmax
-from harcache.stages.shared import single_video as chain
-from harcache.stages.shared.single_video import Sampled, Seen, read_samples
 from harcache.stages.shared.workspace import Workspace
 from harcache.stages.training.inputs import feed_of
 from harcache.stages.training.samples import CHECKPOINT
@@ -119,11 +120,11 @@ def test_windows_tell_times_and_are_predicted_each_by_itself(
     assert np.abs(_probabilities(by_itself)[0] - _probabilities(found)[1]).max() < 0.05
 
 
-def _seen(start: int, end: int) -> Seen:
+def _span(start: int, end: int) -> SpanPoses:
     """Nobody, in the whole image."""
     keypoints = np.empty((0, end - start, 17, 2), np.float32)
     nobody = np.empty((0, end - start, 17), np.float32)
-    return Seen(
+    return SpanPoses(
         start, end, keypoints[:, :, 0], keypoints, nobody, (0, 0, 64, 48), "whole image: nobody found"
     )
 
@@ -144,14 +145,14 @@ def test_of_a_long_video_few_frames_are_held_at_a_time(
             most = max(most, len(alive))
             yield frame
 
-    monkeypatch.setattr(chain, "read_frames", watched)
-    seen = [_seen(start, start + 60) for start in range(0, frames - 59, 30)]
+    monkeypatch.setattr(samples, "read_frames", watched)
+    spans = [_span(start, start + 60) for start in range(0, frames - 59, 30)]
     with progress(frames, "long") as bar:
         told = [
-            (one.seen.start, one.frames)
-            for one in read_samples(path, frames, seen, feed_of("epam", params.train), params, bar)
+            (one.span.start, one.frames)
+            for one in read_samples(path, frames, spans, feed_of("epam", params.train), params, bar)
         ]
-    assert [start for start, _ in told] == [one.start for one in seen]
+    assert [start for start, _ in told] == [one.start for one in spans]
     assert all(start <= min(used) and max(used) < start + 60 for start, used in told)
     assert most <= 3
 
@@ -201,11 +202,11 @@ def test_the_overlay_shows_box_skeleton_attention_and_label() -> None:
     frame = np.full((241, 321, 3), 120, np.uint8)
     keypoints = np.random.default_rng(0).uniform(60, 180, (1, 10, 17, 2)).astype(np.float32)
     boxes = np.tile(np.array([50, 50, 190, 190], np.float32), (1, 10, 1))
-    seen = Seen(0, 10, boxes, keypoints, np.ones((1, 10, 17), np.float32), (20, 20, 220, 220), "persons")
+    span = SpanPoses(0, 10, boxes, keypoints, np.ones((1, 10, 17), np.float32), (20, 20, 220, 220), "persons")
     attention = np.zeros((2, 8, 8), np.float32)
     attention[0, :4] = attention[1, 4:] = 1
     classes = [{"name": "wave $x$ ü", "probability": 0.9}, {"name": "kick", "probability": 0.1}]
-    shown = Shown(chain.Sampled(seen, [], [0, 5]), classes, attention)
+    shown = Shown(SampledSpan(span, [], [0, 5]), classes, attention)
     drawn = _draw(frame, 0, shown, 0.3, 2)
     assert drawn.shape[0] % 2 == drawn.shape[1] % 2 == 0
     band = drawn.shape[0] - 2 * 241
@@ -216,7 +217,7 @@ def test_the_overlay_shows_box_skeleton_attention_and_label() -> None:
     assert upper.min() > 100 > lower.max()
     later = _draw(frame, 9, shown, 0.3, 2)[band:]
     assert later[430, 100].min() > 100 > later[60, 100].max()
-    nobody = Shown(chain.Sampled(_seen(0, 10), [], []), classes, None)
+    nobody = Shown(SampledSpan(_span(0, 10), [], []), classes, None)
     assert (_draw(frame, 0, nobody, 0.3, 2)[-2 * 100 :, 300:500] == 120).all()
 
 
@@ -262,7 +263,7 @@ def test_an_overlay_of_any_shape_is_written_to_each_container(tmp_path: Path, su
     video = probe(tmp_path / "wide.mp4")
     nobody = (np.zeros((0, 2, *shape), np.float32) for shape in ((4,), (17, 2), (17,)))
     shown = Shown(
-        Sampled(Seen(0, 2, *nobody, (0, 0, 1200, 20), "image"), [], [0]),
+        SampledSpan(SpanPoses(0, 2, *nobody, (0, 0, 1200, 20), "image"), [], [0]),
         [{"name": "wave", "probability": 1}],
         None,
     )

@@ -13,10 +13,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from harcache.commands.prediction.poses import counted
+from harcache.commands.prediction.samples import SampledSpan
 from harcache.pipeline.base.progress import Progress
 from harcache.pipeline.video.frames import Probe, read_frames, write_video
 from harcache.stages.pictures.drawing import COLOURS, WHITE, draw_box, draw_skeleton, even, lit, with_text
-from harcache.stages.shared.single_video import Sampled, counted
 
 __all__ = ["OVERLAYS", "Shown", "write_overlay"]
 
@@ -30,7 +31,7 @@ _LEAST_HEIGHT, _MOST_WIDTH = 480, 4096  # pixels that small videos are enlarged 
 class Shown:
     """A window as it is drawn: ``classes`` best first, ``attention`` (T, h, w) 0..1 of its RGB frames."""
 
-    sampled: Sampled
+    sampled: SampledSpan
     classes: Sequence[Mapping[str, Any]]
     attention: np.ndarray | None
 
@@ -50,7 +51,7 @@ def write_overlay(
 def _drawn(
     path: Path, video: Probe, shown: Sequence[Shown], min_score: float, bar: Progress
 ) -> Iterator[np.ndarray]:
-    middles = np.array([one.sampled.seen.start + one.sampled.seen.end for one in shown]) / 2
+    middles = np.array([one.sampled.span.start + one.sampled.span.end for one in shown]) / 2
     scale = max(1, min(-(-_LEAST_HEIGHT // video.height), _MOST_WIDTH // video.width))
     for number, frame in enumerate(counted(read_frames(path, 0, video.frames), bar)):
         window = shown[int(np.abs(middles - number - 0.5).argmin())]
@@ -58,20 +59,20 @@ def _drawn(
 
 
 def _draw(frame: np.ndarray, number: int, shown: Shown, min_score: float, scale: int) -> np.ndarray:
-    seen = shown.sampled.seen
+    span = shown.sampled.span
     shaded = _lit(frame, number, shown)
     image = cv2.resize(shaded, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     thickness = max(1, round(image.shape[0] / 300))
-    x1, y1, x2, y2 = (scale * edge for edge in seen.crop)
+    x1, y1, x2, y2 = (scale * edge for edge in span.crop)
     cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), WHITE, 1)
-    t = number - seen.start
-    if 0 <= t < seen.end - seen.start:
-        for person in range(len(seen.boxes)):
+    t = number - span.start
+    if 0 <= t < span.end - span.start:
+        for person in range(len(span.boxes)):
             colour = COLOURS[person % len(COLOURS)]
             joints = np.where(
-                (seen.scores[person, t] >= min_score)[:, None], seen.keypoints[person, t], np.nan
+                (span.scores[person, t] >= min_score)[:, None], span.keypoints[person, t], np.nan
             )
-            draw_box(image, seen.boxes[person, t] * scale, colour, thickness)
+            draw_box(image, span.boxes[person, t] * scale, colour, thickness)
             draw_skeleton(image, joints * scale, colour, thickness)
     return even(with_text(image, _lines(shown)))
 
@@ -82,7 +83,7 @@ def _lit(frame: np.ndarray, number: int, shown: Shown) -> np.ndarray:
         return frame
     nearest = int(np.abs(np.array(shown.sampled.frames) - number).argmin())
     peak = max(float(shown.attention.max()), 1e-6)
-    x1, y1, x2, y2 = shown.sampled.seen.crop
+    x1, y1, x2, y2 = shown.sampled.span.crop
     weights = cv2.resize(shown.attention[nearest] / peak, (x2 - x1, y2 - y1), interpolation=cv2.INTER_LINEAR)
     height, width = frame.shape[:2]
     light = np.zeros((height, width), np.float32)
@@ -94,5 +95,5 @@ def _lit(frame: np.ndarray, number: int, shown: Shown) -> np.ndarray:
 
 def _lines(shown: Shown) -> tuple[str, ...]:
     first, *others = [f"{one['name']} {one['probability']:.1%}" for one in shown.classes]
-    found = "" if len(shown.sampled.seen.boxes) else "nobody found; "
+    found = "" if len(shown.sampled.span.boxes) else "nobody found; "
     return found + first, "   ".join(others[:2])
