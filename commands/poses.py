@@ -14,7 +14,7 @@ from harcache.pipeline.skeletons.imported import ImportedPose
 from harcache.pipeline.skeletons.importing import import_pose_file
 from harcache.pipeline.work.outcomes import Counts, write_failures
 from harcache.pipeline.work.parts import Outcome, dataset_lock, read_records
-from harcache.stages.shared.units import ended, part_file
+from harcache.stages.shared.units import all_outcomes, part_file
 from harcache.stages.shared.workspace import Workspace
 
 __all__ = ["export_poses", "import_poses"]
@@ -54,7 +54,7 @@ def export_poses(workspace: Workspace, out: Path, protocol: str | None = None) -
         parts = {
             outcome.id: part_file(workspace.poses, record.part)
             for record in read_records(workspace.poses)
-            for outcome in ended([record])
+            for outcome in all_outcomes([record])
             if outcome.status == "ok"
         }
         clips = [clip for clip in clips if clip.id in parts]

@@ -30,7 +30,7 @@ from harcache.pipeline.work.parts import (
 )
 from harcache.stages.shared.contents import present, record_folder
 from harcache.stages.shared.crop_table import read_crops
-from harcache.stages.shared.units import ended
+from harcache.stages.shared.units import all_outcomes
 from harcache.stages.shared.workspace import EXTRACTION, Workspace
 
 __all__ = ["Problem", "Verified", "report", "verify"]
@@ -84,8 +84,8 @@ def verify(workspace: Workspace, repair: bool = False) -> Verified:
     """
     there = present(workspace)
     with dataset_lock(workspace.data, reading=not repair):
-        caches = {stage: _look_at(stage, folder) for stage, folder in there.items()}
-        tables, damaged = _look_at_tables(workspace, caches.values())
+        caches = {stage: _list_files(stage, folder) for stage, folder in there.items()}
+        tables, damaged = _check_tables(workspace, caches.values())
         spoilt = {problem.file for problem in damaged}
         problems = damaged + [
             problem
@@ -144,10 +144,10 @@ class _Cache:
 
     def ids(self, *status: str) -> list[str]:
         """The clips in the readable records that ended so."""
-        return [o.id for o in ended(list(self.records.values())) if o.status in status]
+        return [o.id for o in all_outcomes(list(self.records.values())) if o.status in status]
 
 
-def _look_at_tables(workspace: Workspace, caches: Iterable[_Cache]) -> tuple[int, list[Problem]]:
+def _check_tables(workspace: Workspace, caches: Iterable[_Cache]) -> tuple[int, list[Problem]]:
     """Return how many tables have a digest, and the problems of these and of the counts that hold it."""
     all_ids = tuple(sorted({id for one in caches for id in one.ids("ok", "skipped", "failed")}))
     checked, problems = 0, []
@@ -169,13 +169,13 @@ def _look_at_tables(workspace: Workspace, caches: Iterable[_Cache]) -> tuple[int
     return checked, problems
 
 
-def _look_at(stage: str, folder: Path) -> _Cache:
+def _list_files(stage: str, folder: Path) -> _Cache:
     found = _Cache(stage, folder)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         part = _RECORD.fullmatch(path.name)
         if part and path == record_path(record_folder(folder), int(part[1])):
-            _read(path, int(part[1]), found)
+            _read_record(path, int(part[1]), found)
         elif part := _PART.fullmatch(name):
             found.files[int(part[1] or part[2])].append(path)
         elif found.is_store and _INDEX.fullmatch(name):
@@ -185,7 +185,7 @@ def _look_at(stage: str, folder: Path) -> _Cache:
     return found
 
 
-def _read(path: Path, part: int, found: _Cache) -> None:
+def _read_record(path: Path, part: int, found: _Cache) -> None:
     try:
         found.records[part] = read_record(path)
     except (HarcacheError, OSError):
@@ -204,14 +204,14 @@ def _expected(
 
 
 def _problems(one: _Cache, expected: Sequence[str]) -> Iterator[Problem]:
-    lost = list(_without_record(one, expected))
+    lost = list(_missing_records(one, expected))
     yield from lost
-    yield from _changed(one)
+    yield from _changed_files(one)
     if one.is_store:
-        yield from _index(one, bool(lost))
+        yield from _index_problems(one, bool(lost))
 
 
-def _without_record(one: _Cache, expected: Sequence[str]) -> Iterator[Problem]:
+def _missing_records(one: _Cache, expected: Sequence[str]) -> Iterator[Problem]:
     recorded = set(one.ids("ok", "skipped", "failed"))
     absent = tuple(id for id in expected if id not in recorded)
     parts = sorted(one.unreadable | one.files.keys() - one.records.keys())
@@ -226,7 +226,7 @@ def _without_record(one: _Cache, expected: Sequence[str]) -> Iterator[Problem]:
         yield Problem(one.stage, one.folder, f"no record of these; run harcache {one.stage}", absent)
 
 
-def _changed(one: _Cache) -> Iterator[Problem]:
+def _changed_files(one: _Cache) -> Iterator[Problem]:
     """Find the files of parts that are not as their record says."""
     files = [(record, *file) for record in one.records.values() for file in record.files]
     with (
@@ -237,10 +237,12 @@ def _changed(one: _Cache) -> Iterator[Problem]:
         for (record, name, _, _), what in zip(files, results, strict=True):
             bar.advance(1, failed=what is not None)
             if what is not None:
-                yield Problem(one.stage, one.folder / name, what, _hit(one, record, name), record.part)
+                yield Problem(
+                    one.stage, one.folder / name, what, _unreadable_clips(one, record, name), record.part
+                )
 
 
-def _hit(one: _Cache, record: Record, name: str) -> tuple[str, ...]:
+def _unreadable_clips(one: _Cache, record: Record, name: str) -> tuple[str, ...]:
     """Return the clips of a part that can't be read; all, where reading does not tell."""
     ids = tuple(outcome.id for outcome in record.outcomes if outcome.status == "ok")
     if not one.is_store:
@@ -260,7 +262,7 @@ def _readable(store: cache.ClipStore, array: str, id: str) -> bool:
     return True
 
 
-def _index(one: _Cache, records_lost: bool) -> Iterator[Problem]:
+def _index_problems(one: _Cache, records_lost: bool) -> Iterator[Problem]:
     problems = index_problems(one.folder)
     for file, what in problems.items():
         yield Problem(one.stage, file, what, tuple(one.ids("ok")))

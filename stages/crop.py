@@ -21,7 +21,7 @@ from harcache.pipeline.work.outcomes import Counts, table_problem
 from harcache.pipeline.work.parts import Outcome
 from harcache.stages.shared.crop_table import WHOLE_IMAGE, Crop, flag_counts, read_crops, write_crops
 from harcache.stages.shared.quality import quality_of
-from harcache.stages.shared.units import finish, inputs_from, parts_of
+from harcache.stages.shared.units import finish_stage, inputs_from, parts_of
 from harcache.stages.shared.workspace import Workspace
 
 __all__ = ["crop_of", "global_box", "run"]
@@ -55,7 +55,7 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
     counts = flag_counts(crops)
     flagged = ", ".join(f"{count} {flag}" for flag, count in counts.items() if count)
     print(f"crop: flags of {len(crops)} clips: {flagged or 'none'}")
-    return finish("crop", workspace, [*outcomes, *skipped], tables=[workspace.crops])
+    return finish_stage("crop", workspace, [*outcomes, *skipped], tables=[workspace.crops])
 
 
 def _known(workspace: Workspace) -> dict[str, Crop]:

@@ -21,7 +21,7 @@ from harcache.pipeline.work.plan import Unit, Wanted
 from harcache.stages.persons import given_boxes, no_boxes
 from harcache.stages.persons.extraction import Context, extract_part, extract_video
 from harcache.stages.persons.tracking import follow_persons
-from harcache.stages.shared.units import Parts, Timer, build_parts, ended, finish
+from harcache.stages.shared.units import Parts, Timer, all_outcomes, build_parts, finish_stage
 from harcache.stages.shared.workspace import Workspace
 
 __all__ = ["between", "find_persons", "process", "run"]
@@ -45,7 +45,7 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
     )
     parts = Parts("detect", workspace.detections, workspace.detections, wanted)
     records = build_parts(parts, process, context, engine, workspace.retry_failed)
-    return finish("detect", workspace, ended(records))
+    return finish_stage("detect", workspace, all_outcomes(records))
 
 
 def process(unit: Unit, context: Context) -> Report:

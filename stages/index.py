@@ -21,7 +21,7 @@ from harcache.pipeline.video.probes import Probed, look_at, read_probes, recorde
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import Counts
 from harcache.pipeline.work.parts import Outcome
-from harcache.stages.shared.units import finish
+from harcache.stages.shared.units import finish_stage
 from harcache.stages.shared.workspace import Workspace
 
 __all__ = ["run"]
@@ -46,9 +46,9 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine, *, threads:
         clips, notes, classes = _clips_of_videos(params, workspace, threads)
     write_manifest(workspace.manifest, clips)
     write_classes(workspace.classes, classes)
-    print(_described(clips, classes))
-    print(_noted(notes, workspace.failures("index")), end="")
-    return finish("index", workspace, notes, len(clips), tables=[workspace.manifest, workspace.classes])
+    print(_summary(clips, classes))
+    print(_listed(notes, workspace.failures("index")), end="")
+    return finish_stage("index", workspace, notes, len(clips), tables=[workspace.manifest, workspace.classes])
 
 
 def _clips_of_videos(
@@ -133,7 +133,7 @@ def _checked_clip(entry: Entry, probed: Probed) -> Clip:
     )
 
 
-def _described(clips: Sequence[Clip], classes: Mapping[str, Sequence[str]]) -> str:
+def _summary(clips: Sequence[Clip], classes: Mapping[str, Sequence[str]]) -> str:
     """Return how much there is, and how each protocol divides it."""
     videos = len({clip.video for clip in clips})
     frames = sum(clip.frames for clip in clips)
@@ -147,11 +147,11 @@ def _described(clips: Sequence[Clip], classes: Mapping[str, Sequence[str]]) -> s
         counted += [f"{sides[None]} in no split"] if sides[None] else []
         lines.append(f"index: {protocol}: {len(names)} classes, {', '.join(counted)}")
         if sides["train"] and sides["test"]:
-            lines += [f"index: {protocol}: {line}" for line in _one_sided(clips, protocol, names)]
+            lines += [f"index: {protocol}: {line}" for line in _one_sided_classes(clips, protocol, names)]
     return "\n".join(lines)
 
 
-def _one_sided(clips: Sequence[Clip], protocol: str, names: Sequence[str]) -> Iterator[str]:
+def _one_sided_classes(clips: Sequence[Clip], protocol: str, names: Sequence[str]) -> Iterator[str]:
     """Name the classes that are never tested, or tested but never learnt."""
     sides: dict[int, set[str]] = defaultdict(set)
     for clip in clips:
@@ -167,7 +167,7 @@ def _one_sided(clips: Sequence[Clip], protocol: str, names: Sequence[str]) -> It
             yield f"{len(found)} with {there} clips alone, no {absent}: {', '.join(found[:_NAMES])}{more}"
 
 
-def _noted(notes: Sequence[Outcome], listed: Path) -> str:
+def _listed(notes: Sequence[Outcome], listed: Path) -> str:
     """Return, line by line, what was left out, failed or was repaired, and why; long lists are shortened."""
     groups: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
     for note in sorted(notes, key=lambda note: (note.status, note.id)):

@@ -27,9 +27,9 @@ from harcache.stages.shared.units import (
     Parts,
     Rules,
     Timer,
+    all_outcomes,
     build_parts,
-    ended,
-    finish,
+    finish_stage,
     inputs_from,
     part_file,
     parts_of,
@@ -68,7 +68,7 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
     )
     parts = Parts("pose", workspace.poses, workspace.poses, wanted, rules=SLOT_RULES)
     records = build_parts(parts, process, context, engine, workspace.retry_failed)
-    return finish("pose", workspace, [*ended(records), *inputs.skipped])
+    return finish_stage("pose", workspace, [*all_outcomes(records), *inputs.skipped])
 
 
 def process(unit: Unit, context: Context) -> Report:

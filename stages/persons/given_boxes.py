@@ -23,7 +23,14 @@ from harcache.pipeline.params import GivenBoxesParams
 from harcache.pipeline.work.engine import Engine, Report
 from harcache.pipeline.work.outcomes import Counts
 from harcache.pipeline.work.plan import Unit, Wanted
-from harcache.stages.shared.units import Parts, Timer, build_parts, build_table_part, ended, finish
+from harcache.stages.shared.units import (
+    Parts,
+    Timer,
+    all_outcomes,
+    build_parts,
+    build_table_part,
+    finish_stage,
+)
 from harcache.stages.shared.workspace import Workspace
 
 __all__ = ["Context", "process", "read_boxes", "run"]
@@ -65,7 +72,7 @@ def run(params: GivenBoxesParams, workspace: Workspace, engine: Engine) -> Count
     context = Context(workspace.detections, source, file_digest(source))
     parts = Parts("detect", workspace.detections, workspace.detections, wanted)
     records = build_parts(parts, process, context, engine, workspace.retry_failed)
-    return finish("detect", workspace, ended(records))
+    return finish_stage("detect", workspace, all_outcomes(records))
 
 
 def process(unit: Unit, context: Context) -> Report:

@@ -29,10 +29,10 @@ from harcache.stages.shared.units import (
     Rules,
     SkipError,
     Timer,
+    all_outcomes,
     build_parts,
     build_table_part,
-    ended,
-    finish,
+    finish_stage,
     inputs_from,
 )
 from harcache.stages.shared.workspace import Workspace
@@ -78,7 +78,7 @@ def run(params: _BroughtAlong, workspace: Workspace, engine: Engine) -> Counts:
     context = Context(workspace.poses, params, fingerprint(sorted(states.items())), shared)
     parts = Parts("pose", workspace.poses, workspace.poses, wanted, rules=SLOT_RULES)
     records = build_parts(parts, process, context, engine, workspace.retry_failed)
-    return finish("pose", workspace, [*ended(records), *inputs.skipped])
+    return finish_stage("pose", workspace, [*all_outcomes(records), *inputs.skipped])
 
 
 def process(unit: Unit, context: Context) -> Report:

@@ -10,7 +10,14 @@ from harcache.pipeline.clips import read_manifest
 from harcache.pipeline.work.engine import Engine, Report
 from harcache.pipeline.work.outcomes import Counts
 from harcache.pipeline.work.plan import Unit, Wanted
-from harcache.stages.shared.units import Parts, Timer, build_parts, build_table_part, ended, finish
+from harcache.stages.shared.units import (
+    Parts,
+    Timer,
+    all_outcomes,
+    build_parts,
+    build_table_part,
+    finish_stage,
+)
 from harcache.stages.shared.workspace import Workspace
 
 __all__ = ["process", "run"]
@@ -22,7 +29,7 @@ def run(workspace: Workspace, engine: Engine) -> Counts:
     wanted = [Wanted(clip, fingerprint("detect", "none", clip.frames)) for clip in clips]
     parts = Parts("detect", workspace.detections, workspace.detections, wanted)
     records = build_parts(parts, process, workspace.detections, engine, workspace.retry_failed)
-    return finish("detect", workspace, ended(records))
+    return finish_stage("detect", workspace, all_outcomes(records))
 
 
 def process(unit: Unit, folder: Path) -> Report:

@@ -16,7 +16,7 @@ from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.clips import Clip, read_manifest
 from harcache.pipeline.work.outcomes import read_counts
 from harcache.pipeline.work.parts import Record, read_records
-from harcache.stages.shared.units import ended, part_file
+from harcache.stages.shared.units import all_outcomes, part_file
 from harcache.stages.shared.workspace import Workspace
 
 __all__ = ["Read", "info", "present", "record_folder", "sources_of"]
@@ -59,7 +59,7 @@ def info(workspace: Workspace) -> dict[str, Any]:
     caches, stored = {}, set(clips)
     for folder in folders:
         records = read_records(record_folder(folder))
-        ids = {outcome.id for outcome in ended(records) if outcome.status == "ok"}
+        ids = {outcome.id for outcome in all_outcomes(records) if outcome.status == "ok"}
         caches[folder.name] = _sizes(folder, records, [clips[id] for id in ids if id in clips])
         stored &= ids
     counts = sorted(workspace.counts("any").parent.glob("*.json"))

@@ -27,7 +27,15 @@ from harcache.pipeline.work.outcomes import Counts
 from harcache.pipeline.work.parts import Outcome, Record
 from harcache.pipeline.work.plan import Unit, Wanted, plan
 from harcache.stages.shared.crop_table import Crop, read_crops
-from harcache.stages.shared.units import Parts, Timer, build_parts, ended, finish, process_clips, publish_part
+from harcache.stages.shared.units import (
+    Parts,
+    Timer,
+    all_outcomes,
+    build_parts,
+    finish_stage,
+    process_clips,
+    publish_part,
+)
 from harcache.stages.shared.workspace import Workspace
 
 __all__ = ["Cropped", "StoreSpec", "build_store", "crops_of", "store_parameters", "write_shards"]
@@ -110,7 +118,7 @@ def build_store(
     records = build_parts(parts, process, context, engine, workspace.retry_failed)
     with writing(store.path):
         write_index(store.path, _entries(records, cropped))
-    return finish(store.stage, workspace, [*ended(records), *cropped.skipped])
+    return finish_stage(store.stage, workspace, [*all_outcomes(records), *cropped.skipped])
 
 
 def _create(store: StoreSpec, wanted: Sequence[Wanted], attributes: Mapping[str, Any]) -> None:

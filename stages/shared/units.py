@@ -31,10 +31,10 @@ __all__ = [
     "Rules",
     "SkipError",
     "Timer",
+    "all_outcomes",
     "build_parts",
     "build_table_part",
-    "ended",
-    "finish",
+    "finish_stage",
     "inputs_from",
     "part_file",
     "parts_of",
@@ -134,7 +134,7 @@ def inputs_from(folder: Path, clips: Sequence[Clip]) -> Inputs:
     Raises HarcacheError when a clip has no outcome at all: that stage has not run over this manifest.
     """
     records = sound_records(folder, folder)
-    found = {outcome.id: outcome for outcome in ended(records)}
+    found = {outcome.id: outcome for outcome in all_outcomes(records)}
     absent = [clip.id for clip in clips if clip.id not in found]
     if absent:
         raise HarcacheError(
@@ -287,12 +287,12 @@ def publish_part(
     )
 
 
-def ended(records: Sequence[Record]) -> list[Outcome]:
+def all_outcomes(records: Sequence[Record]) -> list[Outcome]:
     """Return how every clip of the records ended."""
     return [outcome for record in records for outcome in record.outcomes]
 
 
-def finish(
+def finish_stage(
     stage: str,
     workspace: Workspace,
     outcomes: Sequence[Outcome],

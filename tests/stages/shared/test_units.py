@@ -23,9 +23,9 @@ from harcache.stages import crop, detect, heatmap, pose, rgb
 from harcache.stages.shared.units import (
     Parts,
     Timer,
+    all_outcomes,
     build_parts,
-    ended,
-    finish,
+    finish_stage,
     inputs_from,
     part_file,
     parts_of,
@@ -74,7 +74,7 @@ def _build(
     with Engine(workers=0) as engine:
         parts = Parts("count", folder, folder, wanted, _CAPACITY)
         records = build_parts(parts, _process, context, engine, workspace.retry_failed)
-    return finish("count", workspace, ended(records))
+    return finish_stage("count", workspace, all_outcomes(records))
 
 
 def _stamps(folder: Path) -> dict[str, int]:
@@ -101,7 +101,9 @@ def test_every_clip_ends_in_exactly_one_way(
     failing = sorted(f"c{i}" for i in bad if i < count)
     counts = _build(workspace, clips, failing)
     assert counts == Counts(count - len(failing), 0, len(failing))
-    assert Counter(o.id for o in ended(read_records(workspace.detections))) == Counter(c.id for c in clips)
+    assert Counter(o.id for o in all_outcomes(read_records(workspace.detections))) == Counter(
+        c.id for c in clips
+    )
     listed = read_failures(workspace.failures("count"))
     assert listed == [(name, "failed", f"{name}.mp4 is bad; mend it") for name in failing]
     assert read_counts(workspace.counts("count")) == counts
@@ -110,7 +112,7 @@ def test_every_clip_ends_in_exactly_one_way(
 def test_one_bad_clip_stops_no_other_of_its_part(workspace: Workspace) -> None:
     _build(workspace, _clips(3), bad=["c1"])
     assert json.loads(part_file(workspace.detections, 0).read_text()) == {"c0": 5, "c2": 7}
-    outcomes = ended(read_records(workspace.detections))
+    outcomes = all_outcomes(read_records(workspace.detections))
     assert [(o.status, o.start, o.length) for o in outcomes] == [("ok", 0, 5), ("failed", 0, 0), ("ok", 5, 7)]
 
 
@@ -119,7 +121,7 @@ def test_clips_that_were_given_up_fail_with_that_reason_and_nobody_looks_at_them
     unit = Unit(0, clips, ("1", "2", "3"), given_up=(("c1", "it hangs"),))
     report = _process(unit, _Context(tmp_path, broken=frozenset(["c1"])))
     assert (report.ok, report.failed) == (2, 1)
-    outcomes = ended(read_records(tmp_path))
+    outcomes = all_outcomes(read_records(tmp_path))
     assert [(o.status, o.reason, o.start) for o in outcomes] == [
         ("ok", "", 0), ("failed", "it hangs", 0), ("ok", "", 5)
     ]  # fmt: skip
