@@ -1,1 +1,1 @@
-"""The stages and the commands over their files, one module each; what they share lies in the packages."""
+"""The stages of dvc.yaml, one module each and nothing else; what they share lies in the folders beside them."""

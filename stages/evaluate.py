@@ -20,12 +20,13 @@ from harcache.pipeline.base.progress import progress
 from harcache.pipeline.clips import Clip, read_classes
 from harcache.pipeline.datasets.truth import read_truth
 from harcache.pipeline.params import DatasetParams
+from harcache.pipeline.params.networks import AMFI_NETWORKS, EPAM_NETWORKS, WHOLE_NETWORKS, Network
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import read_counts
 from harcache.stages.scoring.accuracy import confusion, hardest_pairs, in_pairs, mean_class, softmax, top
 from harcache.stages.scoring.results import Cost, Outputs, Scored, write_results
 from harcache.stages.shared.crop_table import flag_counts, read_crops
-from harcache.stages.shared.workspace import AMFI_NETWORKS, EPAM_NETWORKS, EXTRACTION, Network, Workspace
+from harcache.stages.shared.workspace import EXTRACTION, Workspace
 from harcache.stages.training.inputs import Feed, feed_of, preparation, section_of
 from harcache.stages.training.samples import (
     CHECKPOINT,
@@ -221,7 +222,7 @@ def _accuracies(scored: Sequence[Scored], test: _Test) -> dict[str, Any]:
 
 def _finish(outputs: Outputs, metrics: Mapping[str, Any], test: _Test, scored: Sequence[Scored]) -> None:
     # The whole network where it is there, else what comes nearest to it.
-    shown = next((one for one in scored if one.name in ("epam", "amfi")), scored[-1])
+    shown = next((one for one in scored if one.name in WHOLE_NETWORKS), scored[-1])
     write_results(outputs, metrics, test.clips, test.labels, test.classes, scored, shown)
     _print_summary(metrics, test, scored, shown)
 

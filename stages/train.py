@@ -23,8 +23,9 @@ from harcache.pipeline.base.files import file_digest
 from harcache.pipeline.base.fingerprints import fingerprint
 from harcache.pipeline.clips import Clip, read_classes
 from harcache.pipeline.params import DatasetParams, RecipeParams, TrainParams, to_mapping
+from harcache.pipeline.params.networks import Network
 from harcache.pipeline.work.engine import Engine
-from harcache.stages.shared.workspace import Network, Workspace
+from harcache.stages.shared.workspace import Workspace
 from harcache.stages.training.inputs import Section, preparation
 from harcache.stages.training.learning import Learner, loss_of
 from harcache.stages.training.memory_check import check_memory

@@ -1,11 +1,13 @@
 """Who may import whom: cli, commands, stages, then models and cache, then pipeline and its rooms."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+import yaml
 
 _ROOT = Path(__file__).parent.parent
 _NAME = "harcache"
@@ -116,6 +118,13 @@ def test_every_room_of_the_pipeline_has_its_rules() -> None:
         path.stem for path in (_ROOT / "pipeline").iterdir() if path.stem not in ("__init__", "__pycache__")
     }
     assert rooms == set(_ROOMS)
+
+
+def test_the_stages_are_the_modules_of_their_folder_and_nothing_else_is() -> None:
+    stages = yaml.safe_load((_ROOT / "dvc.yaml").read_text())["stages"].values()
+    commands = [stage.get("do", stage)["cmd"] for stage in stages]
+    named = {word for command in commands for word in re.findall(r"harcache (\w+)", command)}
+    assert {path.stem for path in (_ROOT / "stages").glob("*.py")} - {"__init__"} == named
 
 
 def test_a_circle_is_seen() -> None:

@@ -10,7 +10,7 @@ import click
 from harcache.commands.cli.options import json_option, stage_options
 from harcache.commands.running import is_first_process, let_threads_rest, run_stage, stdout_for_json
 from harcache.pipeline.base.tables import json_text
-from harcache.stages.shared.workspace import NETWORKS
+from harcache.pipeline.params.networks import NETWORKS
 
 __all__ = ["train"]
 

@@ -21,6 +21,7 @@ from harcache.pipeline.params.extraction import (
 )
 from harcache.pipeline.params.kinds import Section
 from harcache.pipeline.params.layouts import FolderIndexParams, IndexParams, NtuIndexParams
+from harcache.pipeline.params.networks import AMFI_NETWORKS
 from harcache.pipeline.params.training import AmfiParams, TrainParams
 
 __all__ = ["DatasetParams"]
@@ -51,7 +52,7 @@ class DatasetParams(Section):
                 f"datasets.{self.name}.detect.backend is 'none', but pose.backend '{self.pose.backend}' "
                 "needs boxes: choose a detector, or poses that are there already (import, kinect)"
             )
-        for network in ("skeleton", "resnet", "amfi"):
+        for network in AMFI_NETWORKS:
             if self.amfi is not None and getattr(self.amfi, network).crop is not None:
                 raise HarcacheError(
                     f"amfi.{self.name}.{network}.crop is set, but only heatmaps are drawn from random crops; "

@@ -9,12 +9,12 @@ from markupsafe import Markup
 
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.tables import read_json, read_rows, read_table
+from harcache.pipeline.params.networks import NETWORKS, WHOLE_NETWORKS
 from harcache.stages.pictures.charts import lines
 from harcache.stages.pictures.matrix import confusion_matrix
 from harcache.stages.reporting.blocks import Table, Value, percent
 from harcache.stages.reporting.contents import AGAIN, Contents
 from harcache.stages.scoring.results import Outputs
-from harcache.stages.shared.workspace import NETWORKS
 
 __all__ = ["evaluations", "trainings"]
 
@@ -69,7 +69,7 @@ def _evaluation(title: str, outputs: Outputs) -> dict[str, Any]:
     tables = outputs.folder / "tables"
     networks = [path.stem.removeprefix("confusion-") for path in sorted(tables.glob("confusion-*.csv"))]
     # As the evaluation chooses what `dvc plots` shows.
-    whole = [name for name in networks if name in ("epam", "amfi")]
+    whole = [name for name in networks if name in WHOLE_NETWORKS]
     shown = next(iter(whole or networks[-1:]), None)
     return {
         "accuracy": _accuracy_table(title, metrics, tables / "networks.csv"),

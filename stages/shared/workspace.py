@@ -5,28 +5,18 @@ One place knows the names of files, so that stages agree on them and dvc.yaml ca
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 from harcache.pipeline.base.errors import StandstillError
 
 __all__ = [
-    "AMFI_NETWORKS",
     "AUTO",
-    "EPAM_NETWORKS",
     "EXTRACTION",
-    "NETWORKS",
-    "Network",
     "Workspace",
     "choose_device",
 ]
 
 EXTRACTION = ("index", "detect", "pose", "crop", "heatmap", "rgb")
 """The stages that make a dataset's tables and caches, in their order."""
-
-Network = Literal["pose", "rgb", "epam", "skeleton", "resnet", "amfi"]
-NETWORKS: tuple[Network, ...] = get_args(Network)
-EPAM_NETWORKS, AMFI_NETWORKS = NETWORKS[:3], NETWORKS[3:]
-"""What is trained: two families, each with its streams first, in the order in which they are trained."""
 
 AUTO = "auto"  # the device is chosen where the work is done, which may be another machine
 

@@ -11,7 +11,7 @@ from harcache.cache.streaming.dataset import Batch, ClipDataset, Store
 from harcache.cache.streaming.preparation import prepare
 from harcache.cache.streaming.skeletons import prepare_skeletons
 from harcache.pipeline.params import AmfiParams, AmfiSampleParams, DatasetParams, SampleParams, TrainParams
-from harcache.stages.shared.workspace import EPAM_NETWORKS, Network
+from harcache.pipeline.params.networks import EPAM_NETWORKS, Network
 
 __all__ = ["Feed", "Section", "feed_of", "preparation", "section_of"]
 

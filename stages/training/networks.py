@@ -13,7 +13,8 @@ from harcache.models.networks.epam_net import EPAMNet
 from harcache.models.networks.xshiftnet import PoseXShiftNet, RGBXShiftNet
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.params import AmfiModelParams, AmfiParams, DatasetParams, TrainParams
-from harcache.stages.shared.workspace import AMFI_NETWORKS, EPAM_NETWORKS, Network, Workspace
+from harcache.pipeline.params.networks import AMFI_NETWORKS, EPAM_NETWORKS, Network
+from harcache.stages.shared.workspace import Workspace
 from harcache.stages.training.inputs import Section
 from harcache.stages.training.samples import CHECKPOINT
 from harcache.stages.training.trained import Trained, check_classes, load_trained

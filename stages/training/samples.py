@@ -13,9 +13,10 @@ from harcache.pipeline.base.errors import HarcacheError, did_you_mean
 from harcache.pipeline.base.progress import notice
 from harcache.pipeline.clips import Clip, read_classes, read_manifest
 from harcache.pipeline.params import DatasetParams, RecipeParams
+from harcache.pipeline.params.networks import EPAM_NETWORKS, Network
 from harcache.stages.shared.crop_table import read_crops
 from harcache.stages.shared.store_parts import store_parameters
-from harcache.stages.shared.workspace import EPAM_NETWORKS, Network, Workspace
+from harcache.stages.shared.workspace import Workspace
 from harcache.stages.training.inputs import Feed, Section, feed_of, section_of
 
 __all__ = [

@@ -16,7 +16,7 @@ from harcache.models.networks.amfi_net import AMFINet
 from harcache.models.networks.epam_net import EPAMNet
 from harcache.models.summary import input_shapes
 from harcache.pipeline.base.errors import HarcacheError
-from harcache.stages.shared.workspace import Network
+from harcache.pipeline.params.networks import Network
 
 __all__ = [
     "Trained",

@@ -15,9 +15,10 @@ from harcache.models.networks.xshiftnet import PoseXShiftNet, RGBXShiftNet
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.clips import read_manifest, write_manifest
 from harcache.pipeline.params import DatasetParams, FolderIndexParams, from_mapping, to_mapping
+from harcache.pipeline.params.networks import EPAM_NETWORKS, NETWORKS, Network
 from harcache.pipeline.work.engine import Engine
 from harcache.stages import index, train
-from harcache.stages.shared.workspace import EPAM_NETWORKS, NETWORKS, Network, Workspace
+from harcache.stages.shared.workspace import Workspace
 from harcache.stages.training.inputs import preparation
 from harcache.stages.training.samples import CHECKPOINT, make_dataset, split_clips
 from harcache.stages.training.trained import _KINDS

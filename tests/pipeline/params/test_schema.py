@@ -1,6 +1,6 @@
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import yaml
@@ -14,12 +14,14 @@ from harcache.pipeline.params import (
     KinectPoseParams,
     ModelParams,
     NtuIndexParams,
+    RecipeParams,
     TrainParams,
     dataset_names,
     from_mapping,
     load_params,
     to_mapping,
 )
+from harcache.pipeline.params.networks import AMFI_NETWORKS, EPAM_NETWORKS, NETWORKS, WHOLE_NETWORKS
 
 ROOT = Path(__file__).parents[3]
 RECIPE = {"epochs": 2, "batch_size": 4, "lr": 0.05, "precision": "float32"}
@@ -176,6 +178,14 @@ def test_dvc_asks_for_no_key_that_params_yaml_may_leave_out() -> None:
         section, _, *names = key.split(".")
         keys = {one.name: one for one in dataclasses.fields(kinds[section])}
         assert not names or keys[names[0]].default is dataclasses.MISSING
+
+
+def test_the_networks_are_the_runs_that_params_yaml_describes() -> None:
+    for kind, names in ((TrainParams, EPAM_NETWORKS), (AmfiParams, AMFI_NETWORKS)):
+        hints = get_type_hints(kind)
+        runs = [one.name for one in dataclasses.fields(kind) if issubclass(hints[one.name], RecipeParams)]
+        assert tuple(runs) == names
+    assert (*EPAM_NETWORKS, *AMFI_NETWORKS) == NETWORKS and {"epam", "amfi"} == {*WHOLE_NETWORKS}
 
 
 def test_poses_that_are_there_take_no_networks_parameters(tmp_path: Path) -> None:

@@ -30,11 +30,12 @@ from harcache.pipeline.params import (
     RecipeParams,
     from_mapping,
 )
+from harcache.pipeline.params.networks import AMFI_NETWORKS, Network
 from harcache.pipeline.work.engine import Engine
 from harcache.stages import crop, evaluate, heatmap, pose, train
 from harcache.stages.scoring.accuracy import softmax
 from harcache.stages.scoring.results import Outputs
-from harcache.stages.shared.workspace import AMFI_NETWORKS, Network, Workspace
+from harcache.stages.shared.workspace import Workspace
 from harcache.stages.train import TrainingOptions
 from harcache.stages.training.inputs import preparation
 from harcache.stages.training.learning import Learner, loss_of
