@@ -1,1 +1,1 @@
-"""The stages of dvc.yaml, one module each and nothing else; what they share lies in the folders beside them."""
+"""The stages of dvc.yaml, one module each and nothing else; what they share lies in folders beside them."""
