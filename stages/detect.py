@@ -21,7 +21,8 @@ from harcache.pipeline.work.plan import Unit, Wanted
 from harcache.stages.persons import given_boxes, no_boxes
 from harcache.stages.persons.extraction import Context, extract_part, extract_video
 from harcache.stages.persons.tracking import follow_persons
-from harcache.stages.shared.units import Parts, Timer, all_outcomes, build_parts, finish_stage
+from harcache.stages.shared.rates import Timer
+from harcache.stages.shared.units import Parts, all_outcomes, build_parts, finish_stage
 from harcache.stages.shared.workspace import Workspace
 
 __all__ = ["between", "find_persons", "process", "run"]

@@ -21,6 +21,7 @@ from harcache.pipeline.skeletons.joints import COCO_MIRRORED
 from harcache.pipeline.work.engine import Engine, Report
 from harcache.pipeline.work.outcomes import Counts
 from harcache.pipeline.work.plan import Unit
+from harcache.stages.shared.rates import Timer
 from harcache.stages.shared.store_parts import (
     Cropped,
     StoreSpec,
@@ -29,7 +30,7 @@ from harcache.stages.shared.store_parts import (
     store_parameters,
     write_shards,
 )
-from harcache.stages.shared.units import Inputs, Timer, inputs_from, parts_of
+from harcache.stages.shared.units import Inputs, inputs_from, parts_of
 from harcache.stages.shared.workspace import Workspace
 
 __all__ = [

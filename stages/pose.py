@@ -23,10 +23,10 @@ from harcache.stages.persons import imported_poses
 from harcache.stages.persons.extraction import Context, extract_part, extract_video
 from harcache.stages.persons.slots import SLOT_RULES
 from harcache.stages.persons.tracking import LINKING, Links, link_boxes
+from harcache.stages.shared.rates import Timer
 from harcache.stages.shared.units import (
     Parts,
     Rules,
-    Timer,
     all_outcomes,
     build_parts,
     finish_stage,

@@ -21,6 +21,7 @@ from harcache.pipeline.video.frames import clip_frames
 from harcache.pipeline.work.engine import Engine, Report
 from harcache.pipeline.work.outcomes import Counts
 from harcache.pipeline.work.plan import Unit
+from harcache.stages.shared.rates import Timer
 from harcache.stages.shared.store_parts import (
     Cropped,
     StoreSpec,
@@ -29,7 +30,6 @@ from harcache.stages.shared.store_parts import (
     store_parameters,
     write_shards,
 )
-from harcache.stages.shared.units import Timer
 from harcache.stages.shared.workspace import Workspace
 
 __all__ = ["Context", "array_spec", "crop_frame", "process", "run"]

@@ -20,7 +20,7 @@ from harcache.stages.crop import crop_of
 from harcache.stages.detect import find_persons
 from harcache.stages.persons.tracking import link_persons
 from harcache.stages.pose import estimate_poses, linked_poses
-from harcache.stages.shared.units import Timer
+from harcache.stages.shared.rates import Timer
 
 __all__ = ["PoseFinder", "SpanPoses", "counted"]
 

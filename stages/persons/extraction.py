@@ -19,7 +19,8 @@ from harcache.pipeline.params import DetectParams, PoseParams
 from harcache.pipeline.video.frames import clip_frames
 from harcache.pipeline.work.engine import Report
 from harcache.pipeline.work.plan import Unit
-from harcache.stages.shared.units import AHEAD, Rules, Timer, build_table_part
+from harcache.stages.shared.rates import AHEAD, Timer
+from harcache.stages.shared.units import Rules, build_table_part
 from harcache.stages.shared.workspace import choose_device
 
 __all__ = ["Context", "extract_part", "extract_video"]

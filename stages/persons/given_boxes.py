@@ -23,14 +23,8 @@ from harcache.pipeline.params import GivenBoxesParams
 from harcache.pipeline.work.engine import Engine, Report
 from harcache.pipeline.work.outcomes import Counts
 from harcache.pipeline.work.plan import Unit, Wanted
-from harcache.stages.shared.units import (
-    Parts,
-    Timer,
-    all_outcomes,
-    build_parts,
-    build_table_part,
-    finish_stage,
-)
+from harcache.stages.shared.rates import Timer
+from harcache.stages.shared.units import Parts, all_outcomes, build_parts, build_table_part, finish_stage
 from harcache.stages.shared.workspace import Workspace
 
 __all__ = ["Context", "process", "read_boxes", "run"]

@@ -24,11 +24,11 @@ from harcache.pipeline.work.engine import Engine, Report
 from harcache.pipeline.work.outcomes import Counts
 from harcache.pipeline.work.plan import Unit
 from harcache.stages.persons.slots import SLOT_RULES, Placement, place_persons
+from harcache.stages.shared.rates import Timer
 from harcache.stages.shared.units import (
     Parts,
     Rules,
     SkipError,
-    Timer,
     all_outcomes,
     build_parts,
     build_table_part,

@@ -5,7 +5,7 @@ from harcache.pipeline.base.tables import read_json
 from harcache.stages.reporting.blocks import Table, Value
 from harcache.stages.reporting.contents import AGAIN, Contents
 from harcache.stages.shared.contents import info
-from harcache.stages.shared.units import rate_file
+from harcache.stages.shared.rates import rate_file
 from harcache.stages.shared.workspace import EXTRACTION
 
 __all__ = ["rate_table", "storage_table"]

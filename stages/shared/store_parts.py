@@ -27,9 +27,9 @@ from harcache.pipeline.work.outcomes import Counts
 from harcache.pipeline.work.parts import Outcome, Record
 from harcache.pipeline.work.plan import Unit, Wanted, plan
 from harcache.stages.shared.crop_table import Crop, read_crops
+from harcache.stages.shared.rates import Timer
 from harcache.stages.shared.units import (
     Parts,
-    Timer,
     all_outcomes,
     build_parts,
     finish_stage,

@@ -3,11 +3,9 @@
 A stage gives what it wants of each clip and a function that makes one part; the rest is here, once.
 """
 
-import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,22 +13,20 @@ from typing import Any, TypeVar
 from harcache.pipeline.base.errors import HarcacheError, StandstillError
 from harcache.pipeline.base.files import partial_path
 from harcache.pipeline.base.fingerprints import fingerprint
-from harcache.pipeline.base.tables import write_json
 from harcache.pipeline.clips import Clip
 from harcache.pipeline.work.engine import Engine, Report
 from harcache.pipeline.work.outcomes import Counts, check_max_failed, write_counts, write_failures
 from harcache.pipeline.work.parts import Outcome, Record, publish, read_records, remove_part, sound_records
 from harcache.pipeline.work.plan import Unit, Wanted, plan
+from harcache.stages.shared.rates import Timer, rate_file, rate_summary, write_rate
 from harcache.stages.shared.workspace import Workspace
 
 __all__ = [
-    "AHEAD",
     "CLIPS_PER_PART",
     "Inputs",
     "Parts",
     "Rules",
     "SkipError",
-    "Timer",
     "all_outcomes",
     "build_parts",
     "build_table_part",
@@ -40,15 +36,12 @@ __all__ = [
     "parts_of",
     "process_clips",
     "publish_part",
-    "rate_file",
 ]
 
-AHEAD = " ahead"  # ends the names of times that threads spent beside the unit's own
 # Parts of the small stages: few enough clips that losing a unit costs a minute, enough that files stay few.
 CLIPS_PER_PART = 32
 
 _Result = TypeVar("_Result")
-_Item = TypeVar("_Item")
 
 
 class SkipError(HarcacheError):
@@ -96,31 +89,6 @@ class Rules:
 
 def _changed(inputs: str, version: int) -> str:
     return fingerprint("rules", version, inputs)
-
-
-@dataclass
-class Timer:
-    """Seconds by kind of work: ``with timer("decode"): ...``."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    @contextmanager
-    def __call__(self, kind: str) -> Iterator[None]:
-        """Add the time that the block takes to ``kind``."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[kind] += time.perf_counter() - start
-
-    def iterate(self, kind: str, items: Iterator[_Item]) -> Iterator[_Item]:
-        """Pass ``items`` on and add the time spent waiting for each to ``kind``."""
-        while True:
-            with self(kind):
-                item = next(items, None)
-            if item is None:
-                return
-            yield item
 
 
 def part_file(folder: Path, part: int) -> Path:
@@ -204,9 +172,9 @@ def build_parts(
         remove_part(parts.folder, parts.records, part)
     kept = sum(len(record.outcomes) for record in planned.keep)
     reports = engine.run(process, planned.make, context, parts.stage, clips_done=kept)
-    print(_summary(parts.stage, kept, reports))
+    print(rate_summary(parts.stage, kept, reports))
     if reports:
-        _keep_rate(rate_file(parts.folder.parent, parts.stage), reports)
+        write_rate(rate_file(parts.folder.parent, parts.stage), reports)
     return sound_records(parts.folder, parts.records)
 
 
@@ -312,43 +280,3 @@ def finish_stage(
     )
     check_max_failed(stage, counts, workspace.max_failed, workspace.failures(stage))
     return counts
-
-
-def rate_file(data: Path, stage: str) -> Path:
-    """Return where a stage keeps how long its last parts took: JSON, for people; nothing depends on it."""
-    return data / "rates" / f"{stage}.json"
-
-
-def _keep_rate(path: Path, reports: Sequence[Report]) -> None:
-    seconds = _seconds(reports)
-    own = sum(spent for kind, spent in seconds.items() if not kind.endswith(AHEAD))
-    clips = sum(report.ok + report.skipped + report.failed for report in reports)
-    rate = {
-        "clips": clips,
-        "frames": sum(report.frames for report in reports),
-        "seconds": own,
-        "share": {kind: spent / (own or 1.0) for kind, spent in sorted(seconds.items())},
-    }
-    write_json(path, rate)
-
-
-def _seconds(reports: Sequence[Report]) -> Counter[str]:
-    """Return the seconds of all workers by kind of work."""
-    seconds: Counter[str] = Counter()
-    for report in reports:
-        seconds.update(report.seconds)
-    return seconds
-
-
-def _summary(stage: str, kept: int, reports: Sequence[Report]) -> str:
-    if not reports:
-        return f"{stage}: nothing to do, {kept} clips are there"
-    seconds = _seconds(reports)
-    own = {kind: spent for kind, spent in seconds.items() if not kind.endswith(AHEAD)}
-    whole = sum(own.values()) or 1.0
-    # Of the unit's own time first, then, of that same time, what ran beside it.
-    order = sorted(seconds, key=lambda kind: (kind not in own, -seconds[kind]))
-    shares = ", ".join(f"{kind} {seconds[kind] / whole:.0%}" for kind in order)
-    frames = sum(report.frames for report in reports)
-    rate = frames / whole
-    return f"{stage}: {len(reports)} parts, {frames} frames, {rate:.0f} a second a worker ({shares})"

@@ -20,9 +20,9 @@ from harcache.pipeline.work.outcomes import Counts, read_counts, read_failures
 from harcache.pipeline.work.parts import Outcome, read_records
 from harcache.pipeline.work.plan import Unit, Wanted
 from harcache.stages import crop, detect, heatmap, pose, rgb
+from harcache.stages.shared.rates import Timer, rate_file
 from harcache.stages.shared.units import (
     Parts,
-    Timer,
     all_outcomes,
     build_parts,
     finish_stage,
@@ -31,7 +31,6 @@ from harcache.stages.shared.units import (
     parts_of,
     process_clips,
     publish_part,
-    rate_file,
 )
 from harcache.stages.shared.workspace import Workspace
 
