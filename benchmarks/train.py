@@ -72,7 +72,7 @@ def measure(
             "released": lambda waits: watch(_released(filmed, size, place, cores), waits, place),
             "one_batch": lambda waits: watch(repeat(_drawn(size, place)), waits, place),
         }
-        measured = {way: _train(step, feed, place, seconds) for way, feed in ways.items()}
+        measured = {way: _train(step, batches, place, seconds) for way, batches in ways.items()}
     return {
         "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
         "cores": cores,
@@ -98,7 +98,7 @@ def as_table(results: Mapping[str, Any]) -> str:
 
 
 def _train(
-    step: _Step, feed: Callable[[Waits], Iterable[Batch]], place: torch.device, seconds: float
+    step: _Step, batches: Callable[[Waits], Iterable[Batch]], place: torch.device, seconds: float
 ) -> dict[str, Any]:
     """Train for ``seconds`` after some steps to warm up."""
     waits = Waits()
@@ -106,7 +106,7 @@ def _train(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(place)
     end, counted = float("inf"), Waits()
-    for number, batch in enumerate(feed(waits)):
+    for number, batch in enumerate(batches(waits)):
         step(batch["rgb"], batch["heatmaps"], batch["label"])
         if number + 1 == _WARM_UP[place.type]:
             counted, end = replace(waits), time.monotonic() + seconds

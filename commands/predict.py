@@ -28,7 +28,7 @@ from harcache.pipeline.params import DatasetParams, from_mapping
 from harcache.pipeline.video.frames import Probe, probe
 from harcache.stages.scoring.accuracy import softmax
 from harcache.stages.shared.workspace import Workspace
-from harcache.stages.training.inputs import feed_of, preparation, section_of
+from harcache.stages.training.inputs import inputs_of, preparation, section_of
 from harcache.stages.training.trained import Trained, attention_of, check_classes, load_trained, scores_of
 
 __all__ = ["Options", "Predictor", "class_names", "cut", "run", "videos_of"]
@@ -129,8 +129,8 @@ class Predictor:
         self._trained = load_trained(checkpoint, device)
         self._params = params or _own_params(self._trained)
         kind = self._trained.kind
-        self._feed = feed_of(kind, section_of(kind, self._params), self._trained.graph)
-        if self._feed.poses == "positions":
+        self._inputs = inputs_of(kind, section_of(kind, self._params), self._trained.graph)
+        if self._inputs.poses == "positions":
             raise HarcacheError(
                 f"{checkpoint} reads the skeletons of a Kinect (graph {self._trained.graph}), which no video "
                 "has; evaluate it on a dataset that has them, or train it with the graph coco17"
@@ -159,11 +159,11 @@ class Predictor:
         except HarcacheError as error:
             raise HarcacheError(f"{path} {error}") from error
         # Persons and poses, then crops where the network reads any, then drawing.
-        passes = 2 + self._feed.rgb + (overlay is not None)
+        passes = 2 + self._inputs.rgb + (overlay is not None)
         windows, shown = [], []
         with progress(passes * video.frames, path.name, unit="frames") as bar:
             found = self._finder.find(path, video, spans, bar)
-            for one in read_samples(path, video.frames, found, self._feed, self._params, bar):
+            for one in read_samples(path, video.frames, found, self._inputs, self._params, bar):
                 samples = {name: torch.stack([s[name] for s in one.samples]) for name in one.samples[0]}
                 ready = self._prepare(samples)
                 probabilities = softmax(scores_of(self._trained.network, ready).mean(0, keepdims=True))[0]

@@ -79,12 +79,12 @@ class _Network:
         import torch
 
         from harcache.stages.scoring.accuracy import softmax
-        from harcache.stages.training.inputs import feed_of, preparation, section_of
+        from harcache.stages.training.inputs import inputs_of, preparation, section_of
         from harcache.stages.training.trained import attention_of, scores_of
 
         kind = self.trained.kind
-        feed = feed_of(kind, section_of(kind, stored.params), self.trained.graph)
-        dataset = feed.dataset([(clip.id, -1)], stored.rgb, stored.heatmaps)
+        inputs = inputs_of(kind, section_of(kind, stored.params), self.trained.graph)
+        dataset = inputs.dataset([(clip.id, -1)], stored.rgb, stored.heatmaps)
         views = [dataset[view] for view in range(len(dataset))]
         samples = {name: torch.stack([view[name] for view in views]) for name in views[0]}
         ready = preparation(kind, stored.params)(samples, device=self._device)
@@ -93,7 +93,7 @@ class _Network:
         frames, _ = dataset.draw(0, 0)
         return Prediction(
             [(self._classes[label], float(probabilities[label])) for label in best],
-            frames[rgb_positions(feed.clip_len, feed.rgb_frames)],
+            frames[rgb_positions(inputs.clip_len, inputs.rgb_frames)],
             attention_of(self.trained.network, ready),
         )
 

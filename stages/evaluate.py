@@ -27,7 +27,7 @@ from harcache.stages.scoring.accuracy import confusion, hardest_pairs, in_pairs,
 from harcache.stages.scoring.results import Cost, Outputs, Scored, write_results
 from harcache.stages.shared.crop_table import flag_counts, read_crops
 from harcache.stages.shared.workspace import EXTRACTION, Workspace
-from harcache.stages.training.inputs import Feed, feed_of, preparation, section_of
+from harcache.stages.training.inputs import NetworkInputs, inputs_of, preparation, section_of
 from harcache.stages.training.samples import (
     CHECKPOINT,
     check_skeletons,
@@ -123,7 +123,7 @@ def _measured(
     for one in trained.values():
         check_classes(one, test.classes, f"{params.name}'s '{test.protocol}'")
         _check_protocol(one, test)
-        check_skeletons(_feed(one, test), workspace)
+        check_skeletons(_inputs(one, test), workspace)
     return test, _with_fusion([_score(*one, test) for one in trained.items()])
 
 
@@ -171,15 +171,15 @@ def _check_protocol(trained: Trained, test: _Test) -> None:
         )
 
 
-def _feed(trained: Trained, test: _Test) -> Feed:
-    feed = feed_of(trained.kind, section_of(trained.kind, test.params), trained.graph)
-    return replace(feed, views=test.views)
+def _inputs(trained: Trained, test: _Test) -> NetworkInputs:
+    inputs = inputs_of(trained.kind, section_of(trained.kind, test.params), trained.graph)
+    return replace(inputs, views=test.views)
 
 
 def _score(name: str, trained: Trained, test: _Test) -> Scored:
     """The scores of each clip, averaged over its views, and what a view costs."""
     device = test.workspace.device
-    samples = open_dataset(_feed(trained, test), test.workspace, test.clips, test.protocol)
+    samples = open_dataset(_inputs(trained, test), test.workspace, test.clips, test.protocol)
     loader = ClipLoader(samples, _BATCH, device=device)
     prepare: Callable[..., Batch] = partial(preparation(trained.kind, test.params), device=device)
     total = np.zeros((len(test.clips), len(test.classes)))

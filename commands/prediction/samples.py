@@ -16,7 +16,7 @@ from harcache.pipeline.params import DatasetParams, RgbParams
 from harcache.pipeline.video.frames import read_frames
 from harcache.stages.heatmap import keypoint_rows, points_in_crop, volume_rows
 from harcache.stages.rgb import crop_frame
-from harcache.stages.training.inputs import Feed
+from harcache.stages.training.inputs import NetworkInputs
 
 __all__ = ["SampledSpan", "read_samples"]
 
@@ -34,7 +34,7 @@ def read_samples(
     path: Path,
     frames: int,
     spans: Sequence[SpanPoses],
-    feed: Feed,
+    inputs: NetworkInputs,
     params: DatasetParams,
     bar: Progress,
 ) -> Iterator[SampledSpan]:
@@ -42,7 +42,7 @@ def read_samples(
 
     The crops go through the codec of the store, so that prediction sees the pixels that training saw.
     """
-    samplers = [_Sampler(one, feed, params) for one in sorted(spans, key=lambda span: span.end)]
+    samplers = [_Sampler(one, inputs, params) for one in sorted(spans, key=lambda span: span.end)]
     wanted: dict[int, list[_Sampler]] = defaultdict(list)
     for sampler in samplers:
         for number in sampler.wanted:
@@ -65,22 +65,22 @@ def _finished(sampler: "_Sampler") -> SampledSpan:
 class _Sampler:
     """One span of a video as a clip of stores in memory, of which only sampled frames are ever held."""
 
-    def __init__(self, span: SpanPoses, feed: Feed, params: DatasetParams) -> None:
+    def __init__(self, span: SpanPoses, inputs: NetworkInputs, params: DatasetParams) -> None:
         self.span = span
         self._rgb, self._crops = params.rgb, dict[int, np.ndarray]()
         self._rows = stored_frames(span.end - span.start, params.frames.max_frames)
-        self._positions = rgb_positions(feed.clip_len, feed.rgb_frames)
+        self._positions = rgb_positions(inputs.clip_len, inputs.rgb_frames)
         poses = _Poses(span, self._rows, params)
         size = params.rgb.size
         crops = _Rows((size, size, 3), np.dtype(np.uint8), self._read_crops)
-        self.samples = feed.dataset(
+        self.samples = inputs.dataset(
             [("", 0)],
             _OneClip(len(self._rows), {"frames": crops}),
             _OneClip(len(self._rows), poses.readers()),
         )
         self.wanted: dict[int, int] = {}  # frame of the video: row of the clip
-        if feed.rgb:
-            drawn = np.unique([self.rgb_rows(view) for view in range(feed.views)]).tolist()
+        if inputs.rgb:
+            drawn = np.unique([self.rgb_rows(view) for view in range(inputs.views)]).tolist()
             self.wanted = {self.frame_of(row): row for row in drawn}
 
     def rgb_rows(self, view: int) -> list[int]:

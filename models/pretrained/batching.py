@@ -111,7 +111,7 @@ def extract(
     try:
         for reader in readers:
             reader.start()
-        _feed(network, ahead, failed, usage)
+        _run_batches(network, ahead, failed, usage)
     finally:
         ahead.stop()
         for reader in readers:
@@ -120,7 +120,7 @@ def extract(
     return found | failed
 
 
-def _feed(network: Network, ahead: "_Ahead", failed: dict[Any, HarcacheError], usage: Usage) -> None:
+def _run_batches(network: Network, ahead: "_Ahead", failed: dict[Any, HarcacheError], usage: Usage) -> None:
     """Run the batches as they come, and put what was found where it belongs."""
     under_way: deque[tuple[Finish, _Batch]] = deque()
 

@@ -13,7 +13,7 @@ from harcache.cache.streaming.skeletons import prepare_skeletons
 from harcache.pipeline.params import AmfiParams, AmfiSampleParams, DatasetParams, SampleParams, TrainParams
 from harcache.pipeline.params.networks import EPAM_NETWORKS, Network
 
-__all__ = ["Feed", "Section", "feed_of", "preparation", "section_of"]
+__all__ = ["NetworkInputs", "Section", "inputs_of", "preparation", "section_of"]
 
 Section = TrainParams | AmfiParams
 """A dataset's entry in params.yaml for one of the two families of networks."""
@@ -25,7 +25,7 @@ _GRAPHS: dict[str, tuple[_Poses, int]] = {"coco17": ("keypoints", 17), "ntu25": 
 
 
 @dataclass(frozen=True)
-class Feed:
+class NetworkInputs:
     """``rgb``: whether frames are read. ``poses``: which array of the heatmap store is, or None.
 
     ``joints``: how many joints a pose must have, None for any number. ``views``: a clip's samples in testing.
@@ -65,7 +65,7 @@ def section_of(network: Network, params: DatasetParams) -> Section | None:
     return params.train if network in EPAM_NETWORKS else params.amfi
 
 
-def feed_of(network: Network, section: Section | None, graph: str | None = None) -> Feed:
+def inputs_of(network: Network, section: Section | None, graph: str | None = None) -> NetworkInputs:
     """Return what a network reads; without a ``section`` the defaults count.
 
     ``graph`` names the joints of a trained network's skeletons, in place of the section's.
@@ -74,13 +74,13 @@ def feed_of(network: Network, section: Section | None, graph: str | None = None)
     if network in EPAM_NETWORKS:
         sample = section.sample if isinstance(section, TrainParams) else SampleParams()
         poses = None if network == "rgb" else sample.heatmaps
-        return Feed(network != "pose", poses, None, sample.clip_len, sample.rgb_frames, views)
+        return NetworkInputs(network != "pose", poses, None, sample.clip_len, sample.rgb_frames, views)
     frames = section.sample if isinstance(section, AmfiParams) else AmfiSampleParams()
     if network == "resnet":
-        return Feed(True, None, None, frames.clip_len, frames.rgb_frames, views)
+        return NetworkInputs(True, None, None, frames.clip_len, frames.rgb_frames, views)
     if graph is None:
         graph = section.model.graph if isinstance(section, AmfiParams) else "coco17"
-    return Feed(network == "amfi", *_GRAPHS[graph], frames.clip_len, frames.rgb_frames, views)
+    return NetworkInputs(network == "amfi", *_GRAPHS[graph], frames.clip_len, frames.rgb_frames, views)
 
 
 def preparation(network: Network, params: DatasetParams) -> Callable[..., Batch]:

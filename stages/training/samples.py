@@ -17,7 +17,7 @@ from harcache.pipeline.params.networks import EPAM_NETWORKS, Network
 from harcache.stages.shared.crop_table import read_crops
 from harcache.stages.shared.store_parts import store_parameters
 from harcache.stages.shared.workspace import Workspace
-from harcache.stages.training.inputs import Feed, Section, feed_of, section_of
+from harcache.stages.training.inputs import NetworkInputs, Section, inputs_of, section_of
 
 __all__ = [
     "CHECKPOINT",
@@ -123,18 +123,19 @@ def _without(train: Section, clips: Sequence[Clip], workspace: Workspace) -> lis
     return kept
 
 
-def check_skeletons(feed: Feed, workspace: Workspace) -> None:
+def check_skeletons(inputs: NetworkInputs, workspace: Workspace) -> None:
     """Raise HarcacheError where the dataset's poses are not the joints that a network's graph joins."""
-    if feed.joints is None or feed.poses is None:
+    if inputs.joints is None or inputs.poses is None:
         return
     store = cache.open(workspace.heatmaps)
-    there = feed.poses in store.attributes["arrays"]
-    joints = store.reader(feed.poses).row_shape[1] if there else 0
-    if joints != feed.joints:
-        found = f"{feed.poses} of {joints} joints" if there else f"no {feed.poses}"
+    there = inputs.poses in store.attributes["arrays"]
+    joints = store.reader(inputs.poses).row_shape[1] if there else 0
+    if joints != inputs.joints:
+        found = f"{inputs.poses} of {joints} joints" if there else f"no {inputs.poses}"
         raise HarcacheError(
-            f"{workspace.heatmaps} has {found}, expected {feed.joints}; amfi.{workspace.dataset}.model.graph "
-            "coco17 takes the poses that a network estimated, ntu25 NTU's Kinect skeletons"
+            f"{workspace.heatmaps} has {found}, expected {inputs.joints}; "
+            f"amfi.{workspace.dataset}.model.graph coco17 takes the poses that a network estimated, ntu25 "
+            "NTU's Kinect skeletons"
         )
 
 
@@ -143,25 +144,25 @@ def make_dataset(
 ) -> ClipDataset:
     """Open what ``network`` reads: poses, RGB or both; samples are random in training, else fixed."""
     recipe: RecipeParams = getattr(train, network)
-    feed = feed_of(network, train)
-    check_skeletons(feed, workspace)
+    inputs = inputs_of(network, train)
+    check_skeletons(inputs, workspace)
     drawn = {"seed": train.seed, "flip": recipe.flip, "crop": recipe.crop}
-    return open_dataset(feed, workspace, clips, train.protocol, training, **drawn)
+    return open_dataset(inputs, workspace, clips, train.protocol, training, **drawn)
 
 
 def open_dataset(
-    feed: Feed,
+    inputs: NetworkInputs,
     workspace: Workspace,
     clips: Sequence[Clip],
     protocol: str,
     training: bool = False,
     **drawn: Any,
 ) -> ClipDataset:
-    """Open those stores of a dataset that are read; ``drawn`` as `Feed.dataset` has it."""
-    return feed.dataset(
+    """Open those stores of a dataset that are read; ``drawn`` as `NetworkInputs.dataset` has it."""
+    return inputs.dataset(
         [(clip.id, _label(clip, protocol)) for clip in clips],
-        cache.open(workspace.rgb) if feed.rgb else None,
-        cache.open(workspace.heatmaps) if feed.poses else None,
+        cache.open(workspace.rgb) if inputs.rgb else None,
+        cache.open(workspace.heatmaps) if inputs.poses else None,
         training,
         **drawn,
     )

@@ -31,7 +31,7 @@ from harcache.pipeline.work.engine import Engine
 from harcache.stages import evaluate
 from harcache.stages.scoring.accuracy import softmax
 from harcache.stages.shared.workspace import Workspace
-from harcache.stages.training.inputs import feed_of
+from harcache.stages.training.inputs import inputs_of
 from harcache.stages.training.samples import CHECKPOINT
 
 # Batches differ from evaluation's, so sums are rounded otherwise.
@@ -150,7 +150,7 @@ def test_of_a_long_video_few_frames_are_held_at_a_time(
     with progress(frames, "long") as bar:
         told = [
             (one.span.start, one.frames)
-            for one in read_samples(path, frames, spans, feed_of("epam", params.train), params, bar)
+            for one in read_samples(path, frames, spans, inputs_of("epam", params.train), params, bar)
         ]
     assert [start for start, _ in told] == [one.start for one in spans]
     assert all(start <= min(used) and max(used) < start + 60 for start, used in told)
