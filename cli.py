@@ -3,9 +3,22 @@
 Each is imported when it is asked for, so that help and errors come at once.
 """
 
-import click
+import sys
+from pathlib import Path
 
-from harcache.commands.cli.groups import LazyCommands, OutermostGroup
+try:
+    import click
+
+    from harcache.commands.cli.groups import LazyCommands, OutermostGroup
+except ModuleNotFoundError as missing:
+    # This file can be run where it lies, but what it needs is found by its installed name alone.
+    if missing.name not in ("click", "harcache"):
+        raise
+    here = Path(__file__).resolve().parent
+    sys.exit(
+        f"Error: harcache is not installed in {sys.executable}; run `make setup` in {here} and use its "
+        f".venv/bin/python, or install it: {sys.executable} -m pip install '{here}[all]'"
+    )
 
 __all__ = ["main"]
 
@@ -20,6 +33,7 @@ _COMMANDS = {
     "export": "harcache.commands.cli.models:export",
     "heatmap": "harcache.commands.cli.extraction:heatmap",
     "index": "harcache.commands.cli.extraction:index",
+    "init": "harcache.commands.cli.init:init",
     "models": "harcache.commands.cli.models:list_models",
     "params": "harcache.commands.cli.params:params",
     "pose": "harcache.commands.cli.extraction:pose",
@@ -65,9 +79,9 @@ Completion in bash, also zsh and fish:
 def main(ctx: click.Context, debug: bool, quiet: bool) -> None:
     """Turn videos of people into caches, and train action recognition from them.
 
-    `dvc repro` calls these commands in order; each can also be run by itself. They work in the folder of
-    dvc.yaml and params.yaml, and a command that is run again does only what is missing. Results are printed
-    on standard output, all else on standard error.
+    `dvc repro` calls these commands in order; each can also be run by itself. They work on the
+    project (see `harcache init`) whose folder, or a folder in it, they are called in. A command that is run
+    again does only what is missing. Results are printed on standard output, all else on standard error.
 
     Example: harcache --quiet cache info demo --json
     """

@@ -29,9 +29,9 @@ from harcache.cache.sampling import clip_rng
 from harcache.cache.store_paths import records_dir, shard_path
 from harcache.cache.store_writer import create_store, write_index
 from harcache.cache.streaming.dataset import ClipDataset
-from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.files import partial_path
 from harcache.pipeline.base.fingerprints import fingerprint
+from harcache.pipeline.base.project import SHIPPED
 from harcache.pipeline.clips import Clip, read_manifest, write_manifest
 from harcache.pipeline.video.frames import write_video
 from harcache.pipeline.work.parts import Outcome, publish, sound_records
@@ -68,8 +68,7 @@ def measure(clips: int, shards: int = _SHARDS) -> dict[str, float]:
     ``clips`` clips, the same with ``.part`` for a sixteenth of them; ``<task>.growth`` is the exponent
     between the two times, where 1 is linear. ``index.…`` are of the whole command, for ``index.clips`` small
     videos; ``index.again.seconds`` where nothing changed since. ``repro.seconds`` is a `dvc repro` that finds
-    nothing to do but look at the videos, over stores of ``shards`` shards each. Raises HarcacheError in a
-    folder without dvc.yaml and params.yaml.
+    nothing to do but look at the videos, over stores of ``shards`` shards each.
     """
     results = {"clips": float(clips), "repro.seconds": _time_repro(shards), "repro.shards": float(shards)}
     results |= _index_costs(min(clips, _INDEXED))
@@ -283,8 +282,7 @@ def _make_project(project: Path, shards: int) -> None:
     for folder in ("detections", "poses", "failures", "counts"):
         (data / folder).mkdir(parents=True)
     for name in ("dvc.yaml", ".dvcignore"):
-        shutil.copy(name, project / name)
-    _touch(project / "models" / "weights" / "weights.pt")
+        shutil.copy(SHIPPED / name, project / name)
     video = project / "videos" / "demo" / "a.mp4"
     video.parent.mkdir(parents=True)
     write_video(video, [np.zeros((32, 32, 3), np.uint8)] * 2, fps=30)
@@ -306,10 +304,7 @@ def _make_project(project: Path, shards: int) -> None:
 
 def _write_params(project: Path) -> None:
     """Write the parameters of one dataset, whose videos lie in class folders."""
-    for name in ("dvc.yaml", "params.yaml"):
-        if not Path(name).is_file():
-            raise HarcacheError(f"{name} is not here; run the benchmark in the project's folder")
-    params: dict[str, Any] = yaml.safe_load(Path("params.yaml").read_text())
+    params: dict[str, Any] = yaml.safe_load((SHIPPED / "params.yaml").read_text())
     params["datasets"] = {"demo": params["datasets"]["demo"] | {"index": {"layout": "folder"}}}
     project.mkdir(parents=True, exist_ok=True)
     (project / "params.yaml").write_text(yaml.safe_dump(params | {"training": {}, "amfi": {}}))

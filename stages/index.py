@@ -21,6 +21,7 @@ from harcache.pipeline.video.probes import Probed, look_at, read_probes, recorde
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import Counts
 from harcache.pipeline.work.parts import Outcome
+from harcache.stages.shared.outside import note_inputs
 from harcache.stages.shared.units import finish_stage
 from harcache.stages.shared.workspace import Workspace
 
@@ -46,6 +47,7 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine, *, threads:
         clips, notes, classes = _clips_of_videos(params, workspace, threads)
     write_manifest(workspace.manifest, clips)
     write_classes(workspace.classes, classes)
+    note_inputs(params, workspace)
     print(_summary(clips, classes))
     print(_listed(notes, workspace.failures("index")), end="")
     return finish_stage("index", workspace, notes, len(clips), tables=[workspace.manifest, workspace.classes])

@@ -26,11 +26,10 @@ _SHIPPED = ("dvc.yaml", ".dvcignore", ".dvc/config", ".dvc/.gitignore", ".gitign
 
 
 def new_project(project: Path, params: dict[str, Any]) -> Path:
-    """Make a folder with the shipped DVC files and weights and with these parameters."""
+    """Make a folder with the shipped DVC files and with these parameters."""
     for name in _SHIPPED:
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, project / name)
-    shutil.copytree(ROOT / "models" / "weights", project / "models" / "weights")
     write_params(project, params)
     return project
 

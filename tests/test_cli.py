@@ -308,7 +308,8 @@ def test_an_unknown_layout_is_answered_with_the_nearest_one(videos: Path) -> Non
 def test_missing_parameters_are_answered_with_where_to_run(project: Path) -> None:
     (project / "params.yaml").unlink()
     assert _refusal("index", "mine") == (
-        "params.yaml is missing; run in the project's folder, where dvc.yaml lies"
+        f"{project} is not in a project: neither it nor a folder above it has dvc.yaml and params.yaml; "
+        "change to your project's folder, or create one with `harcache init`"
     )
 
 

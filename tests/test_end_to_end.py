@@ -23,8 +23,8 @@ from tests.projects import EXTRACTION, run, succeeded
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 _MODULES = (index, detect, pose, crop, heatmap, rgb)
-_AFTER = ("train_pose", "train_rgb", "train_epam", "evaluate", "report")
-_STAGES = {f"{name}@demo" for name in (*EXTRACTION, *_AFTER)}
+_STREAMS = {"train_streams@demo-pose", "train_streams@demo-rgb"}
+_STAGES = _STREAMS | {f"{name}@demo" for name in (*EXTRACTION, "train", "evaluate", "report")}
 _SPEC = DemoSpec(performers=(1, 2, 3), cameras=1, actions=(5, 6, 11))
 _LATE = "S003C001P002R001A006"
 _PIXELS = {"rgb.zarr": ["frames"], "heatmaps.zarr": ["volume", "keypoints"]}
@@ -32,7 +32,15 @@ _STAGE_LINE = re.compile(
     r"^(?:Running stage '(?P<ran>.+)':|Stage '(?P<skipped>.+)' didn't change, skipping)$"
 )
 # What DVC links anew, or the commands keep for themselves; all else is to stay untouched by a second run.
-_INDEX_FILES = {"manifest.csv", "classes.csv", "failures/index.csv", "counts/index.json", ".lock"}
+_INDEX_FILES = {
+    "manifest.csv",
+    "classes.csv",
+    "failures/index.csv",
+    "counts/index.json",
+    "inputs/detect.json",
+    "inputs/pose.json",
+    ".lock",
+}
 
 # What a user's own program may do: nothing of this project is named.
 _READ_BY_ZARR = """

@@ -3,6 +3,7 @@
 import click
 
 from harcache.commands.cli.options import dataset_argument, json_option
+from harcache.commands.cli.project import ProjectCommand
 from harcache.commands.running import workspace_of
 from harcache.pipeline.base.tables import json_text
 
@@ -14,7 +15,7 @@ def cache() -> None:
     """Look into a dataset's caches, and check that no bit of them has changed."""
 
 
-@cache.command(name="info")
+@cache.command(cls=ProjectCommand, name="info")
 @dataset_argument
 @json_option
 def cache_info(dataset: str, as_json: bool) -> None:
@@ -29,7 +30,7 @@ def cache_info(dataset: str, as_json: bool) -> None:
     click.echo(json_text(found) if as_json else describe(found))
 
 
-@cache.command(name="digest")
+@cache.command(cls=ProjectCommand, name="digest")
 @dataset_argument
 @json_option
 def cache_digest(dataset: str, as_json: bool) -> None:
@@ -49,7 +50,7 @@ def cache_digest(dataset: str, as_json: bool) -> None:
         click.echo("\n".join([*(f"{digest}  {id}" for id, digest in clips.items()), f"{total}  total"]))
 
 
-@cache.command(name="verify")
+@cache.command(cls=ProjectCommand, name="verify")
 @dataset_argument
 @click.option("--repair", is_flag=True, help="Remove damaged parts, so that their stages make them again.")
 @json_option

@@ -5,12 +5,13 @@ from pathlib import Path
 import click
 
 from harcache.commands.cli.options import json_option, weights_option
+from harcache.commands.cli.project import OptionalProjectCommand
 from harcache.pipeline.base.errors import HarcacheError
 
 __all__ = ["check"]
 
 
-@click.command()
+@click.command(cls=OptionalProjectCommand)
 @click.option(
     "--params",
     "path",

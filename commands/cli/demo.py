@@ -4,10 +4,12 @@ from pathlib import Path
 
 import click
 
+from harcache.commands.cli.project import OptionalProjectCommand
+
 __all__ = ["demo"]
 
 
-@click.command()
+@click.command(cls=OptionalProjectCommand)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),

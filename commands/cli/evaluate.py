@@ -6,13 +6,14 @@ from typing import Any
 import click
 
 from harcache.commands.cli.options import json_option, stage_options
+from harcache.commands.cli.project import ProjectCommand
 from harcache.commands.running import run_stage, stdout_for_json
 from harcache.pipeline.base.tables import json_text
 
 __all__ = ["evaluate"]
 
 
-@click.command()
+@click.command(cls=ProjectCommand)
 @stage_options
 @click.option(
     "--checkpoint",

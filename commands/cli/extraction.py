@@ -5,13 +5,14 @@ from typing import Any
 import click
 
 from harcache.commands.cli.options import stage_options
+from harcache.commands.cli.project import ProjectCommand
 from harcache.commands.running import run_stage
 
 __all__ = ["crop", "detect", "heatmap", "index", "pose", "rgb"]
 
 
 def _stage(name: str, text: str) -> click.Command:
-    @click.command(name=name, help=f"{text}\n\nExample: harcache {name} demo")
+    @click.command(cls=ProjectCommand, name=name, help=f"{text}\n\nExample: harcache {name} demo")
     @stage_options
     def command(**options: Any) -> None:
         run_stage(name, **options)

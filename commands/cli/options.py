@@ -22,10 +22,13 @@ __all__ = [
 
 def _dataset_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Complete a dataset's name; without a readable params.yaml there is none to offer."""
+    from harcache.pipeline.base.project import find_project
     from harcache.pipeline.params import dataset_names
 
     try:
-        return [name for name in dataset_names() if name.startswith(incomplete)]
+        here = Path.cwd()
+        project = here if (here / "params.yaml").is_file() else find_project(here)
+        return [name for name in dataset_names(project / "params.yaml") if name.startswith(incomplete)]
     except HarcacheError:
         return []
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from harcache.commands.cli.options import dataset_argument
+from harcache.commands.cli.project import ProjectCommand
 from harcache.commands.running import workspace_of
 
 __all__ = ["poses"]
@@ -30,7 +31,7 @@ def import_poses(file: Path, out: Path) -> None:
     poses_io.import_poses(file, out)
 
 
-@poses.command(name="export")
+@poses.command(cls=ProjectCommand, name="export")
 @dataset_argument
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Pickle to write."

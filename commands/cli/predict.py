@@ -6,11 +6,20 @@ from typing import Any
 import click
 
 from harcache.commands.cli.options import device_option, overwrite_option, weights_option
+from harcache.commands.cli.project import ProjectCommand
 
 __all__ = ["predict"]
 
 
-@click.command()
+class _Predict(ProjectCommand):
+    """Works on a project only if it is to take a dataset's parameters from there."""
+
+    def find_project(self, ctx: click.Context, here: Path) -> Path | None:
+        """Return the project's folder, or None to run where the command is called."""
+        return super().find_project(ctx, here) if ctx.params["dataset"] is not None else None
+
+
+@click.command(cls=_Predict)
 @click.argument("videos", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="The network to ask.")
 @click.option("--dataset", help="Dataset whose params.yaml counts. [default: as the checkpoint was trained]")

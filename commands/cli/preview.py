@@ -11,11 +11,12 @@ from harcache.commands.cli.options import (
     overwrite_option,
     videos_option,
 )
+from harcache.commands.cli.project import ProjectCommand
 
 __all__ = ["preview"]
 
 
-@click.command()
+@click.command(cls=ProjectCommand)
 @dataset_argument
 @click.argument("clips", nargs=-1, metavar="[CLIP]...")
 @videos_option

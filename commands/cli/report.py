@@ -5,11 +5,12 @@ from pathlib import Path
 import click
 
 from harcache.commands.cli.options import dataset_argument, videos_option
+from harcache.commands.cli.project import ProjectCommand
 
 __all__ = ["report"]
 
 
-@click.command()
+@click.command(cls=ProjectCommand)
 @dataset_argument
 @videos_option
 @click.option(

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from harcache.commands.cli.options import json_option, stage_options
+from harcache.commands.cli.project import ProjectCommand
 from harcache.commands.running import is_first_process, let_threads_rest, run_stage, stdout_for_json
 from harcache.pipeline.base.tables import json_text
 from harcache.pipeline.params.networks import NETWORKS
@@ -15,7 +16,7 @@ from harcache.pipeline.params.networks import NETWORKS
 __all__ = ["train"]
 
 
-@click.command()
+@click.command(cls=ProjectCommand)
 @click.argument("network", type=click.Choice(NETWORKS))
 @stage_options
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network, for a GPU; rounds otherwise.")

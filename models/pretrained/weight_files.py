@@ -3,6 +3,7 @@
 A fetched file is checked against its publisher's SHA-256; what the user laid in a folder is trusted.
 """
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -15,7 +16,16 @@ import numpy as np
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.layers import require
 
-__all__ = ["ENVIRONMENT", "find_config", "find_weights", "is_looked_up", "load_tensors", "locate_weights"]
+__all__ = [
+    "ENVIRONMENT",
+    "config_digest",
+    "find_config",
+    "find_weights",
+    "is_looked_up",
+    "load_tensors",
+    "locate_weights",
+    "weights_digest",
+]
 
 ENVIRONMENT = "HARCACHE_WEIGHTS_DIR"
 
@@ -32,6 +42,12 @@ _ULTRALYTICS_SHA256 = {
     "yolov8n.pt": "f59b3d833e2ff32e194b5bb8e08d211dc7c5bdf144b90d2c8412c47ccfc83b36",
     "yolov8s.pt": "1f47a78bf100391c2a140b7ac73a1caae18c32779be7d310658112f7ac9aa78a",
     "yolo11n-pose.pt": "869e83fcdffdc7371fa4e34cd8e51c838cc729571d1635e5141e3075e9319dc0",
+}
+# As torchvision has them, whose import takes seconds.
+_TORCHVISION = {
+    "fasterrcnn_resnet50_fpn_v2": (
+        "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth"
+    )
 }
 
 
@@ -118,6 +134,29 @@ def find_config(name: str) -> Path:
     )
 
 
+def weights_digest(name: str, weights_dir: Path | None = None) -> str | None:
+    """Return the SHA-256 of the file that ``name`` stands for, None where it is nowhere.
+
+    Nothing is fetched: public weights have their published digest before and after, if only its first digits.
+    """
+    try:
+        found, _ = _locate(name, weights_dir)
+    except HarcacheError:
+        return None
+    if isinstance(found, _Source):
+        return found.sha256
+    digest, source = _sha256(found), _public_source(name)
+    return source.sha256 if source and digest.startswith(source.sha256) else digest
+
+
+def config_digest(name: str) -> str | None:
+    """Return the SHA-256 of the mmpose config that ``name`` stands for, None where it is nowhere."""
+    try:
+        return _sha256(find_config(name))
+    except HarcacheError:
+        return None
+
+
 def load_tensors(path: Path) -> dict[str, Any]:
     """Load a checkpoint of tensors and plain values, on the CPU; nothing in it can run code.
 
@@ -157,6 +196,11 @@ _NUMPY_GLOBALS: list[Any] = [
 ]
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _fetched_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harcache" / "weights"
 
@@ -165,10 +209,8 @@ def _public_source(name: str) -> _Source | None:
     """Return where public weights are published: by Ultralytics, torchvision or mmpose."""
     if name in _ULTRALYTICS_SHA256:
         return _Source(f"{_ULTRALYTICS}/{name}", _ULTRALYTICS_SHA256[name])
-    if name == "fasterrcnn_resnet50_fpn_v2":
-        from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights
-
-        return _hash_in_name(FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1.url)
+    if name in _TORCHVISION:
+        return _hash_in_name(_TORCHVISION[name])
     if config := _zoo_config(name):
         indexes = "\n".join(index.read_text() for index in sorted(config.parent.glob("*.yml")))
         url = re.search(rf"Weights: (https://\S+/{re.escape(name)}-[0-9a-f]{{8}}_\d+\.pth)", indexes)

@@ -31,7 +31,7 @@ from harcache.pipeline.datasets.truth import TRUTH
 from harcache.pipeline.params import IndexParams
 from harcache.pipeline.video.frames import write_video
 
-__all__ = ["DemoSpec", "generate_demo", "object_pairs", "scan"]
+__all__ = ["DemoSpec", "generate_demo", "holds_other_demo", "object_pairs", "scan"]
 
 _FPS = 30
 _SHORTEST, _LONGEST = 28, 60  # frames; many have fewer than the 48 of the paper's samples
@@ -89,7 +89,7 @@ def generate_demo(root: Path, spec: DemoSpec, workers: int | None = None) -> int
     the same frames everywhere, and the same bytes where the encoder's build is the same.
     """
     root.mkdir(parents=True, exist_ok=True)
-    record = json.dumps({"format": _FORMAT, **asdict(spec)}, sort_keys=True, indent=1) + "\n"
+    record = _record(spec)
     _check_record(root / _RECORD, record)
     # Before any video: what an interrupted call left must not be taken for another demo's.
     write_if_changed(root / _RECORD, record.encode())
@@ -109,6 +109,12 @@ def generate_demo(root: Path, spec: DemoSpec, workers: int | None = None) -> int
     return len(missing)
 
 
+def holds_other_demo(root: Path, spec: DemoSpec) -> bool:
+    """Tell whether ``root`` holds videos of another demo than that of ``spec``."""
+    path = root / _RECORD
+    return path.exists() and path.read_text() != _record(spec)
+
+
 @dataclass(frozen=True)
 class _DemoClip:
     setup: int
@@ -126,6 +132,10 @@ def _clips(spec: DemoSpec) -> Iterator[_DemoClip]:
     cameras, repetitions = range(1, spec.cameras + 1), range(1, spec.repetitions + 1)
     for performer, camera, repetition, action in product(spec.performers, cameras, repetitions, spec.actions):
         yield _DemoClip(1 + performer % _SETUPS, camera, performer, repetition, action)
+
+
+def _record(spec: DemoSpec) -> str:
+    return json.dumps({"format": _FORMAT, **asdict(spec)}, sort_keys=True, indent=1) + "\n"
 
 
 def _check_record(path: Path, record: str) -> None:

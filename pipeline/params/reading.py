@@ -16,6 +16,8 @@ from harcache.pipeline.params.training import AmfiParams, TrainParams
 
 __all__ = ["dataset_names", "from_mapping", "load_params", "to_mapping"]
 
+# DVC reads YAML 1.2, in which these are numbers too.
+_NUMBERS_TO_DVC = r"\d+[eE]\d+|0o[0-7]+"
 # Of DatasetParams, the fields that come from mappings of their own.
 _NETWORKS: Mapping[str, type[TrainParams | AmfiParams]] = {"train": TrainParams, "amfi": AmfiParams}
 
@@ -78,7 +80,9 @@ def _parse_dataset(name: str, sections: Any, networks: Mapping[str, Any]) -> Dat
 
 def _read_mapping(path: Path, key: str, needed: bool = True) -> dict[str, Any]:
     if not path.is_file():
-        raise HarcacheError(f"{path} is missing; run in the project's folder, where dvc.yaml lies")
+        raise HarcacheError(
+            f"{path} is missing; change to your project's folder, or create one with `harcache init`"
+        )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -88,4 +92,20 @@ def _read_mapping(path: Path, key: str, needed: bool = True) -> dict[str, Any]:
         return {}
     if not isinstance(found, dict):
         raise HarcacheError(f"{path} has no mapping '{key}'; expected one entry a dataset")
-    return {str(name): section for name, section in found.items()}
+    for name in found:
+        _check_is_text(name, f"{path}: {key}")
+    return found
+
+
+def _check_is_text(name: Any, where: str) -> None:
+    """Raise HarcacheError for a name that YAML does not read as text: DVC then finds no stages at all."""
+    if not isinstance(name, str):
+        raise HarcacheError(
+            f"{where} has a name that YAML reads as {name!r} ({type(name).__name__}), not as text; write it "
+            "in quotes, or choose another name"
+        )
+    if re.fullmatch(_NUMBERS_TO_DVC, name):
+        raise HarcacheError(
+            f"{where} has the name '{name}', which DVC reads as a number; choose a name that begins with a "
+            "letter"
+        )

@@ -84,6 +84,10 @@ class Workspace:
         """How many clips were ok, skipped and failed in ``stage``."""
         return self.data / "counts" / f"{stage}.json"
 
+    def inputs(self, stage: str) -> Path:
+        """Digests of what ``stage`` reads from outside the project: weights, files brought along."""
+        return self.data / "inputs" / f"{stage}.json"
+
     @property
     def predictions(self) -> Path:
         """The class of each test clip and the one predicted."""

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -172,10 +173,17 @@ def test_a_section_that_dvc_asks_for_is_missed_before_any_stage_runs(tmp_path: P
 def test_dvc_asks_for_no_key_that_params_yaml_may_leave_out() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     kinds = {"datasets": DatasetParams, "training": TrainParams, "amfi": AmfiParams}
-    asked = {key for stage in stages.values() for key in stage["do"].get("params", ())}
+    asked = {key for stage in stages.values() for key in stage.get("do", stage).get("params", ())}
+    # The streams of a network are one stage; what each is asked for is a recipe.
+    networks = {"training": ("pose", "rgb"), "amfi": ("skeleton", "resnet")}
+    asked = {
+        key.replace("${item.network}", network)
+        for key in asked
+        for network in networks.get(key.partition(".")[0], ("",))
+    }
     assert len(asked) > 20
     for key in asked:
-        section, _, *names = key.split(".")
+        section, _, *names = re.sub(r"\$\{.*?\}", "name", key).split(".")
         keys = {one.name: one for one in dataclasses.fields(kinds[section])}
         assert not names or keys[names[0]].default is dataclasses.MISSING
 
@@ -238,7 +246,7 @@ def test_a_file_that_is_no_parameter_file_fails(tmp_path: Path, text: str, messa
 
 
 def test_a_missing_file_fails(tmp_path: Path) -> None:
-    with pytest.raises(HarcacheError, match="is missing; run in the project's folder"):
+    with pytest.raises(HarcacheError, match="is missing; change to your project's folder"):
         load_params(tmp_path / "params.yaml", dataset="demo")
 
 
@@ -292,3 +300,31 @@ def test_a_wrong_key_of_amfi_net_is_named_in_full(tmp_path: Path) -> None:
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(content | {"amfi": {"demo": wrong}}))
         with pytest.raises(HarcacheError, match=message):
             load_params(tmp_path / "params.yaml", dataset="demo")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "datasets: {2024: {}}",
+            r"datasets has a name that YAML reads as 2024 \(int\), not as text; write it",
+        ),
+        ("datasets: {demo: {}, 1.5: {}}", r"reads as 1\.5 \(float\), not as text; write it in quotes"),
+        ("datasets: {on: {}}", r"reads as True \(bool\)"),
+        ("datasets: {2024-05-01: {}}", r"reads as datetime\.date\(2024, 5, 1\) \(date\)"),
+        ("datasets: {~: {}}", r"reads as None \(NoneType\)"),
+        ("datasets: {1e3: {}}", "has the name '1e3', which DVC reads as a number; choose a name"),
+        ("datasets: {demo: {}}\ntraining: {2024: {}}", r"training has a name that YAML reads as 2024"),
+    ],
+)
+def test_a_name_that_yaml_does_not_read_as_text_is_refused_by_name(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(HarcacheError, match=message):
+        load_params(tmp_path / "params.yaml", dataset="2024" if "training" not in text else "demo")
+
+
+def test_a_name_of_digits_in_quotes_is_a_name(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"datasets": {"2024": SECTIONS}}))
+    assert load_params(tmp_path / "params.yaml", dataset="2024").name == "2024"
