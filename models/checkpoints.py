@@ -7,7 +7,6 @@ are read without running any code in them, and a checksum finds damage that PyTo
 import hashlib
 import io
 import json
-import pickle
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from harcache.models.networks.agcn import AGCN
 from harcache.models.networks.amfi_net import AMFINet, ResNet3D18
 from harcache.models.networks.epam_net import EPAMNet
 from harcache.models.networks.xshiftnet import PoseXShiftNet, RGBXShiftNet
+from harcache.models.torch_files import read_torch
 from harcache.pipeline.base.errors import HarcacheError, did_you_mean
 from harcache.pipeline.base.files import refuse_to_replace_source, write_atomically
 
@@ -49,6 +49,7 @@ NETWORKS: Mapping[str, type[nn.Module]] = {
 
 _FORMAT = "harcache-checkpoint-1"
 _LISTED = 5
+_LARGEST_NUMBER = 1_000_000  # of classes, channels or frames in a description
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         HarcacheError: the file is missing, damaged, or no checkpoint of this format.
     """
-    content = _read(path)
+    return _checkpoint_of(_read(path), path)
+
+
+def _checkpoint_of(content: Any, path: Path) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise HarcacheError(
@@ -137,10 +141,28 @@ def load_network(path: Path) -> tuple[nn.Module, Checkpoint]:
     Raises:
         HarcacheError: as ``load_checkpoint``, or the weights do not fit the network.
     """
-    checkpoint = load_checkpoint(path)
+    return _network_of(load_checkpoint(path), path)
+
+
+def _network_of(checkpoint: Checkpoint, path: Path) -> tuple[nn.Module, Checkpoint]:
+    _check_numbers(checkpoint, path)
+    # First without memory, of which a file may ask for any amount.
+    with torch.device("meta"):
+        _check_fits(build_network(checkpoint.network, checkpoint.config), checkpoint.state_dict, path)
     network = build_network(checkpoint.network, checkpoint.config)
     _load_strictly(network, checkpoint.state_dict, path)
     return network, checkpoint
+
+
+def _check_numbers(checkpoint: Checkpoint, path: Path) -> None:
+    """Raise HarcacheError where a checkpoint describes a network of more parts than it has weights."""
+    lists = [value for value in checkpoint.config.values() if isinstance(value, list | tuple)]
+    parts = sum(number for values in lists for number in values if isinstance(number, int))
+    numbers = [value for value in checkpoint.config.values() if isinstance(value, int)]
+    if parts > len(checkpoint.state_dict) or max(numbers, default=0) > _LARGEST_NUMBER:
+        raise HarcacheError(
+            f"{path} is damaged: it describes a larger network than it has weights of; copy it again"
+        )
 
 
 def load_released_checkpoint(network: nn.Module, path: Path) -> None:
@@ -180,7 +202,7 @@ def load_any_network(path: Path) -> tuple[nn.Module, Checkpoint]:
     """
     content = _read(path)
     if isinstance(content, dict) and "format" in content:
-        return load_network(path)
+        return _network_of(_checkpoint_of(content, path), path)
     state = _state_of(content, path)
     network = _released_with_weights(state, path)
     name, config = _released_network(state, path)
@@ -263,6 +285,11 @@ def _flat(value: Tensor, own: Tensor | None) -> Tensor:
 
 
 def _load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    _check_fits(network, state, path)
+    network.load_state_dict(state)
+
+
+def _check_fits(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     own = network.state_dict()
     problems = {
         "missing": [name for name in own if name not in state],
@@ -281,7 +308,6 @@ def _load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path) 
             f"{path} does not fit this {type(network).__name__}: {listed}; "
             f"build the network with the checkpoint's kind, number of classes, width and blocks"
         )
-    network.load_state_dict(state)
 
 
 def _first(names: Sequence[str]) -> str:
@@ -290,22 +316,14 @@ def _first(names: Sequence[str]) -> str:
 
 def _read(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return read_torch(path)
     except FileNotFoundError as error:
         raise HarcacheError(f"there is no checkpoint {path}; train it first or give another path") from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except ValueError as error:
         raise HarcacheError(
-            f"{path} cannot be read as a checkpoint of plain weights ({_reason(error)}); copy it again, or "
-            "give the network.pt of a training"
+            f"{path} cannot be read as a checkpoint of plain weights ({error}); copy it again, or give the "
+            "network.pt of a training"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError | RuntimeError):
-        return str(error).partition("\n")[0].partition(". ")[0]
-    # PyTorch's own text advises to run what the file holds.
-    named = re.search(r"GLOBAL (\S+)", str(error))
-    return f"it names {named[1]}, which was not run" if named else "it is no file of PyTorch"
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -163,15 +163,13 @@ def load_tensors(path: Path) -> dict[str, Any]:
     Raises:
         HarcacheError: the file is damaged or holds other Python objects.
     """
-    import torch  # seconds that those who only look for a file need not pay
+    from harcache.models.torch_files import read_torch  # seconds that those who look for a file need not pay
 
     try:
-        with torch.serialization.safe_globals(_NUMPY_GLOBALS):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError and more for bad files
-        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        loaded = read_torch(path, _NUMPY_GLOBALS)
+    except (OSError, ValueError) as error:
         raise HarcacheError(
-            f"{path}: not a checkpoint of plain tensors ({reason}); "
+            f"{path}: not a checkpoint of plain tensors ({error}); "
             "fetch it again, or save its state_dict alone with torch.save"
         ) from error
     if not isinstance(loaded, dict):

@@ -5,7 +5,6 @@ The file holds plain values and tensors under a checksum, so that a damaged or f
 
 import hashlib
 import io
-import pickle
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from harcache.models.torch_files import read_torch
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.files import write_atomically
 
@@ -51,11 +51,13 @@ def read_state(path: Path) -> dict[str, Any] | None:
             f"{path} is damaged or no state of a training run; delete it, and training starts anew"
         )
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError) as error:
+        state = read_torch(content)
+        if not isinstance(state, dict):
+            raise ValueError(f"it is a {type(state).__name__}")
+        return state
+    except ValueError as error:
         raise HarcacheError(
-            f"{path} holds more than plain values and tensors ({str(error).partition(chr(10))[0]}); "
-            "delete it, and training starts anew"
+            f"{path} holds more than plain values and tensors ({error}); delete it, and training starts anew"
         ) from error
 
 

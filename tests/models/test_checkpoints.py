@@ -21,6 +21,7 @@ from harcache.models.networks.xshiftnet import PoseXShiftNet, RGBXShiftNet
 from harcache.pipeline.base.errors import HarcacheError
 from tests.models.wild_weights import wild
 
+WEIGHT = "pose_cls_head.fc_cls.weight"
 SMALL = {"num_classes": 4, "width": 8, "rgb_blocks": (1, 1), "pose_blocks": (1,)}
 
 
@@ -71,15 +72,30 @@ def test_the_same_network_gives_the_same_bytes(network, tmp_path):
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_a_flipped_bit_is_found(network, tmp_path):
+def test_a_changed_weight_is_found(network, tmp_path):
     path = tmp_path / "net.pt"
     save_checkpoint(path, network)
-    data = bytearray(path.read_bytes())
-    weight = network.pose_cls_head.fc_cls.weight.detach().numpy().tobytes()
-    data[data.index(weight) + 5] ^= 4
-    path.write_bytes(data)
+    content = torch.load(path, weights_only=True)
+    content["state_dict"][WEIGHT].view(torch.int32)[0, 0] ^= 4
+    torch.save(content, path)
     with pytest.raises(HarcacheError, match=r"net.pt is damaged: its weights do not match their checksum"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_a_flipped_bit_in_any_weight_is_found(released, network, tmp_path):
+    path = tmp_path / "net.pt"
+    save_checkpoint(path, network)
+    if released:
+        torch.save(network.state_dict(), path)
+    whole = path.read_bytes()
+    # What is shorter stands in other places too.
+    for value in (value for value in network.state_dict().values() if value.numel() > 4):
+        data = bytearray(whole)
+        data[whole.rindex(value.numpy().tobytes())] ^= 4
+        path.write_bytes(data)
+        with pytest.raises(HarcacheError, match=r"net\.pt cannot be read .*damaged: Bad CRC-32 for file"):
+            load_any_network(path)
 
 
 def test_a_torn_file_is_found(network, tmp_path):
@@ -143,9 +159,6 @@ def test_a_checkpoint_that_lost_a_part_is_refused(network, tmp_path):
         load_checkpoint(path)
 
 
-WEIGHT = "pose_cls_head.fc_cls.weight"
-
-
 @pytest.mark.parametrize(
     "unusual", [lambda w: w.to_sparse(), lambda w: w.to("meta"), lambda w: w[:1].clone().expand_as(w)]
 )
@@ -162,7 +175,14 @@ def test_weights_that_are_no_plain_numbers_in_memory_are_refused(unusual, releas
 
 @pytest.mark.parametrize(
     "said",
-    [{"network": ["epam_net"]}, {"config": [1]}, {"config": {"num_classes": 10**13}}, {"classes": [["sit"]]}],
+    [
+        {"network": ["epam_net"]},
+        {"config": [1]},
+        {"config": {"num_classes": 10**13}},
+        {"config": SMALL | {"pose_blocks": [10**8]}},
+        {"config": SMALL | {"width": 10**6}},
+        {"classes": [["sit"]]},
+    ],
 )
 def test_a_checkpoint_that_describes_no_network_is_refused(said, network, tmp_path):
     path = tmp_path / "net.pt"
@@ -170,7 +190,7 @@ def test_a_checkpoint_that_describes_no_network_is_refused(said, network, tmp_pa
     content = torch.load(path, weights_only=True) | said
     del content["digest"]
     torch.save(content | {"digest": checkpoints._digest(content)}, path)
-    with pytest.raises(HarcacheError, match=r"net\.pt is damaged: |cannot be built from"):
+    with pytest.raises(HarcacheError, match=r"net\.pt is damaged: |cannot be built from|of another shape"):
         load_network(path)
 
 
