@@ -154,6 +154,9 @@ _BAD = {
     "a label too large for its table": (_entry("bad", label=2**80), "label is no whole number"),
     "a label that is text": (_entry("bad", label="wave"), "label is no whole number"),
     "no image": (_entry("bad", img_shape=(0, 320)), "img_shape is no height and width"),
+    "an image of 400 digits": (_entry("bad", img_shape=(10**400, 320)), "img_shape is no height and width"),
+    "5000 digits of frames": (_entry("bad", total_frames=10**5000), "total_frames is a number of 16610 bits"),
+    "frames in a list of many": (_entry("bad", total_frames=[[9] * 99] * 99), r"frames is \[\[9, 9, 9, \.\.\.\]"),
 }  # fmt: skip
 
 
@@ -192,6 +195,17 @@ def test_a_pickle_without_a_good_entry_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(HarcacheError, match="has no entry that can be used; first bad: total_frames is 9"):
         _import(tmp_path, [_entry("bad", total_frames=9)])
     assert [path.name for path in tmp_path.iterdir()] == ["in.pkl"]
+
+
+def test_entries_that_all_share_one_array_are_refused(tmp_path: Path) -> None:
+    entry = _entry("a", persons=1, frames=2000)
+    entries = [entry | {"frame_dir": f"a{number}"} for number in range(200)]
+    with pytest.raises(
+        HarcacheError, match=r"in\.pkl: its entries share their arrays, so they are not those"
+    ):
+        _import(tmp_path, entries)
+    assert not (tmp_path / "out.h5").exists()
+    assert _import(tmp_path, entries[:3]) == Counts(3, 0, 0)
 
 
 def test_a_pickle_takes_less_memory_than_its_size(tmp_path: Path) -> None:

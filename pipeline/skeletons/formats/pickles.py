@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from harcache.pipeline.base.nesting import check_nesting
+from harcache.pipeline.base.text import printable
 from harcache.pipeline.skeletons.errors import PoseFileError
 
 __all__ = ["PickledArray", "array_of", "read_pickle"]
@@ -22,6 +24,7 @@ _LONGEST_NAME = 1024
 _OPCODES_BETWEEN_REPORTS = 1 << 16
 _MEGABYTE = 1_000_000
 _NUMBERS = "biuf"
+_LONGEST_CODE = 8  # of a type of numbers, such as f8
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,11 @@ class PickledArray:
     fortran: bool = False
     data: "bytes | bytearray | _Span" = b""
 
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return self.data.length if isinstance(self.data, _Span) else len(self.data)
+
 
 @dataclass(frozen=True, slots=True)
 class _Name:
@@ -74,7 +82,9 @@ def read_pickle(path: Path, advance: Callable[[int], None]) -> Any:
     """
     try:
         with _CheckedReader(io.FileIO(path)) as file:
-            return _Machine(file, advance).run()
+            found = _Machine(file, advance).run()
+            check_nesting(found)
+            return found
     except FileNotFoundError:
         raise PoseFileError(f"{path} is missing; give the pickle's path") from None
     except OSError as error:
@@ -83,7 +93,7 @@ def read_pickle(path: Path, advance: Callable[[int], None]) -> Any:
         ) from error
     # What opcodes that make no sense lead to: a missing mark or memo, a key that can't be one, bad text.
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = printable(" ".join(str(error).split()))[:200]
         raise PoseFileError(
             f"{path} is no pickle of arrays and plain containers: {reason}; get it anew"
         ) from error
@@ -201,11 +211,11 @@ class _Machine:
 
     def set_item(self) -> None:
         key, value = self._last(2)
-        self._top(dict)[key] = value
+        self._top(dict)[_key(key)] = value
 
     def set_items(self) -> None:
         items = self._to_mark()
-        self._top(dict).update(zip(items[::2], items[1::2], strict=True))
+        self._top(dict).update(zip(map(_key, items[::2]), items[1::2], strict=True))
 
     def _top(self, kind: type) -> Any:
         if type(self._stack[-1]) is not kind:
@@ -220,7 +230,10 @@ class _Machine:
         self._stack.append(tuple(self._last(count)))
 
     def stack_global(self) -> None:
-        self._stack.append(_global(*self._last(2)))
+        module, name = self._last(2)
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise ValueError("it names something by what is no text")
+        self._stack.append(_global(module, name))
 
     def reduce(self) -> None:
         name, arguments = self._last(2)
@@ -240,6 +253,14 @@ class _Machine:
             raise ValueError(f"it changes a {type(target).__name__}")
 
 
+def _key(key: Any) -> Any:
+    """Refuse keys of which a few bytes may describe so many values that no hash of them would end."""
+    if isinstance(key, _KEYS):
+        return key
+    raise ValueError(f"it has a {type(key).__name__} as a key")
+
+
+_KEYS = (str, bytes, int, float, type(None), _Span)
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -297,6 +318,12 @@ def _scalar(kind: Any, data: Any) -> bool | int | float:
     return np.frombuffer(array.data, array.dtype).reshape(()).item()
 
 
+def _type(code: Any, *_: Any) -> _Type:
+    if not isinstance(code, str) or len(code) > _LONGEST_CODE:
+        raise ValueError("a type of array without a name")
+    return _Type(code)
+
+
 def _encode(text: Any, encoding: Any = "latin1") -> Any:
     if encoding not in ("latin1", "latin-1"):
         raise ValueError("bytes in another encoding than NumPy's")
@@ -305,7 +332,7 @@ def _encode(text: Any, encoding: Any = "latin1") -> Any:
 
 _GLOBALS: dict[tuple[str, str], _Name] = {
     ("numpy", "ndarray"): _Name(None),
-    ("numpy", "dtype"): _Name(lambda code, *_: _Type(str(code))),
+    ("numpy", "dtype"): _Name(_type),
     ("_codecs", "encode"): _Name(_encode),
     **{(builtins, "bytes"): _Name(lambda: b"") for builtins in ("builtins", "__builtin__")},
     # NumPy 2 gave its modules other names; pickles have those of the NumPy that wrote them.
@@ -321,7 +348,7 @@ _GLOBALS: dict[tuple[str, str], _Name] = {
 }
 
 
-def _global(*name: Any) -> _Name:
-    if name not in _GLOBALS:
-        raise ValueError(f"it names {'.'.join(map(str, name))}, which has no place in one and was not run")
-    return _GLOBALS[name]
+def _global(module: str, name: str) -> _Name:
+    if (module, name) not in _GLOBALS:
+        raise ValueError(f"it names {module}.{name}, which has no place in one and was not run")
+    return _GLOBALS[module, name]

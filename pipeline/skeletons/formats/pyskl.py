@@ -12,6 +12,7 @@ import numpy as np
 
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.files import commit_file, partial_path, writing
+from harcache.pipeline.base.text import printable, shown
 from harcache.pipeline.skeletons.formats.pickles import PickledArray, array_of, read_pickle
 from harcache.pipeline.skeletons.formats.registry import PoseFile, Unusable
 from harcache.pipeline.skeletons.imported import ImportedPose
@@ -19,6 +20,9 @@ from harcache.pipeline.skeletons.imported import ImportedPose
 __all__ = ["annotation_of", "read", "write", "write_annotations"]
 
 _LONGEST_ID = 255
+_MOST_READ = 4  # times the file's size: arrays may stand in several entries, but not in all
+_ARRAYS = ("keypoint", "keypoint_score")
+_LARGEST_SIDE = 1_000_000  # pixels
 _MOST_CLASSES = 100_000  # each class up to the largest label gets a row in the table of classes
 
 
@@ -32,11 +36,21 @@ def read(path: Path, advance: Callable[[int], None]) -> PoseFile:
 
 
 def _poses(path: Path, entries: Sequence[Any]) -> Iterator[ImportedPose | Unusable]:
+    read, most = 0, _MOST_READ * (path.stat().st_size + 2**20)
     for number, entry in enumerate(entries):
+        read += _bytes_of(entry)
+        if read > most:
+            raise HarcacheError(f"{path}: its entries share their arrays, so they are not those of clips")
         try:
             yield _pose(path, entry)
         except HarcacheError as error:
             yield Unusable(_id_of(entry) or f"entry {number}", str(error))
+
+
+def _bytes_of(entry: Any) -> int:
+    """Return the bytes of the arrays that are read for an entry."""
+    arrays = [entry.get(name) for name in _ARRAYS] if isinstance(entry, dict) else []
+    return sum(array.size for array in arrays if isinstance(array, PickledArray))
 
 
 def write(path: Path, poses: Iterable[ImportedPose], splits: Mapping[str, Sequence[str]]) -> None:
@@ -122,7 +136,8 @@ def _parts_of(source: Path, content: Any) -> tuple[list[Any], dict[str, list[str
         if isinstance(name, str) and isinstance(ids, list) and all(isinstance(id, str) for id in ids):
             splits[name] = ids
         else:
-            unusable.append(Unusable(f"split {str(name)[:40]}", "expected a list of ids"))
+            named = printable(name)[:40] if isinstance(name, str) else shown(name)
+            unusable.append(Unusable(f"split {named}", "expected a list of ids"))
     return entries, splits, tuple(unusable)
 
 
@@ -148,7 +163,7 @@ def _pose(source: Path, entry: Any) -> ImportedPose:
     in_space = keypoints.shape[3] == 3
     total = entry.get("total_frames", keypoints.shape[1])
     _require(
-        total == keypoints.shape[1], f"total_frames is {total!s:.20}, but keypoint has {keypoints.shape[1]}"
+        total == keypoints.shape[1], f"total_frames is {shown(total)}, but keypoint has {keypoints.shape[1]}"
     )
     nobody = ~keypoints.any((2, 3))
     if in_space and "keypoint_score" not in entry:
@@ -193,7 +208,9 @@ def _image_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     if size is None:
         return None
     fits = (
-        isinstance(size, tuple | list) and len(size) >= 2 and all(type(n) is int and n > 0 for n in size[:2])
+        isinstance(size, tuple | list)
+        and len(size) >= 2
+        and all(type(n) is int and 0 < n <= _LARGEST_SIDE for n in size[:2])
     )
     _require(fits, "img_shape is no height and width")
     return size[0], size[1]

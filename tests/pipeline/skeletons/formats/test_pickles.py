@@ -4,6 +4,7 @@ import datetime
 import os
 import pickle
 import struct
+import time
 import tracemalloc
 from collections import OrderedDict
 from pathlib import Path
@@ -207,6 +208,36 @@ def test_a_length_that_lies_takes_no_memory(tmp_path: Path, content: bytes) -> N
         assert "lies.pkl is no pickle" in str(error)
     assert tracemalloc.get_traced_memory()[1] < 8e6
     tracemalloc.stop()
+
+
+def _tower(levels: int) -> bytes:
+    """A tuple that holds itself 2 ** levels times, in three bytes a level."""
+    return b")" + b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(levels))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x02}" + _tower(60) + b"K\x01s.", "it has a tuple as a key"),
+        (b"\x80\x02}(" + _tower(60) + b"K\x01u.", "it has a tuple as a key"),
+        (b"\x80\x02" + _tower(60) + b".", "holds more than"),
+        (b"\x80\x02" + b"(" + b")" + b"\x85" * 100_000 + b"t.", "nested more than 100 deep"),
+        (b"\x80\x04" + _tower(60) + b"\x8c\x01a\x93.", "it names something by what is no text"),
+        (b"\x80\x02cnumpy\ndtype\n" + _tower(60) + b"\x85R.", "a type of array without a name"),
+        (b"\x80\x02cnumpy\ndtype\nX\x50\x00\x00\x00" + b"f4," * 26 + b"f4\x85R.", "a type of array without"),
+        (b"\x80\x02]q\x00h\x00a.", "or hold themselves"),
+    ],
+    ids=["key", "keys", "tower", "deep", "name", "type", "types", "itself"],
+)
+def test_values_that_hold_one_another_without_end_are_refused_at_once(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "tower.pkl"
+    path.write_bytes(content)
+    begun = time.monotonic()
+    with pytest.raises(PoseFileError, match=f"tower.pkl is no pickle .*{message}"):
+        _read(path)
+    assert time.monotonic() - begun < 10
 
 
 def test_an_array_whose_bytes_do_not_make_its_shape_is_named(tmp_path: Path) -> None:
