@@ -7,7 +7,7 @@ from pathlib import Path
 from harcache.cache.annotations import read_poses, read_positions
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.files import refuse_to_replace_source
-from harcache.pipeline.base.progress import progress
+from harcache.pipeline.base.progress import progress, say
 from harcache.pipeline.clips import Clip, read_manifest
 from harcache.pipeline.skeletons.formats import pyskl
 from harcache.pipeline.skeletons.imported import ImportedPose
@@ -34,11 +34,11 @@ def import_poses(source: Path, out: Path, format: str = "pyskl") -> Counts:
     list_of_failed = out.with_suffix(".failures.csv")
     write_failures(list_of_failed, failed)
     total = found.clips + len(failed)
-    print(f"{out}: {found.clips} ok, {len(failed)} failed of {total} entries, {found.splits} splits")
+    say(f"{out}: {found.clips} ok, {len(failed)} failed of {total} entries, {found.splits} splits")
     for outcome in failed[:_NAMED]:
-        print(f"  {outcome.id}: {outcome.reason}")
+        say(f"  {outcome.id}: {outcome.reason}")
     if len(failed) > _NAMED:
-        print(f"  all are in {list_of_failed}")
+        say(f"  all are in {list_of_failed}")
     return Counts(found.clips, 0, len(failed))
 
 
@@ -68,7 +68,7 @@ def export_poses(workspace: Workspace, out: Path, protocol: str | None = None) -
                     splits[f"{name}_{clip.split(name)}"].append(clip.id)
         with progress(len(clips), "poses: write") as bar:
             pyskl.write(out, _poses(clips, parts, protocols, bar.advance), splits)
-    print(f"{out}: {len(clips)} clips, {len(splits)} splits")
+    say(f"{out}: {len(clips)} clips, {len(splits)} splits")
     return len(clips)
 
 

@@ -3,7 +3,6 @@
 A long video is cut into windows; all that is kept of it are boxes, keypoints and the windows' few crops.
 """
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +19,7 @@ from harcache.commands.prediction.samples import read_samples
 from harcache.models.pretrained.weight_files import is_looked_up
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.files import refuse_to_overwrite
-from harcache.pipeline.base.progress import progress
-from harcache.pipeline.base.tables import json_text
+from harcache.pipeline.base.progress import complain, progress, say, say_json
 from harcache.pipeline.clips import read_classes
 from harcache.pipeline.datasets.layout import find_videos
 from harcache.pipeline.params import DatasetParams, from_mapping
@@ -76,12 +74,12 @@ def run(
             found.append(predictor.predict(path, options, overlay))
         except HarcacheError as error:
             failed.append({"video": str(path), "error": str(error)})
-            print(f"failed: {error}", file=sys.stderr, flush=True)
+            complain(f"failed: {error}")
         else:
             if not as_json:
-                print(_as_text(found[-1]))
+                say(*_as_lines(found[-1]))
     if as_json:
-        print(json_text(predictor.about | {"videos": found, "failed": failed}))
+        say_json(predictor.about | {"videos": found, "failed": failed})
     if failed:
         raise HarcacheError(f"{len(failed)} of {len(paths)} videos failed, for the reasons above")
 
@@ -284,7 +282,7 @@ def _seconds(frame: int, video: Probe) -> float | None:
     return round(frame / video.fps, 3) if video.fps > 0 else None
 
 
-def _as_text(found: Mapping[str, Any]) -> str:
+def _as_lines(found: Mapping[str, Any]) -> list[str]:
     lines = [found["video"]]
     for window in found["windows"]:
         first, last = window["frames"]
@@ -294,4 +292,4 @@ def _as_text(found: Mapping[str, Any]) -> str:
         persons = {0: "nobody found", 1: "1 person"}.get(window["persons"], f"{window['persons']} persons")
         lines.append(f"  {when}, {persons}")
         lines += [f"    {one['probability']:>6.1%}  {one['name']}" for one in window["classes"]]
-    return "\n".join(lines)
+    return lines

@@ -16,8 +16,7 @@ from harcache.cache.sampling import rgb_positions, uniform_sample_test
 from harcache.commands.stored_clips import StoredClips, evenly, label_of, scene_of
 from harcache.pipeline.base.errors import HarcacheError, did_you_mean
 from harcache.pipeline.base.files import refuse_to_overwrite, write_atomically
-from harcache.pipeline.base.progress import notice, progress
-from harcache.pipeline.base.tables import json_text
+from harcache.pipeline.base.progress import notice, progress, say, say_json
 from harcache.pipeline.clips import Clip, read_manifest
 from harcache.pipeline.params import DatasetParams, SampleParams
 from harcache.pipeline.video.frames import write_video
@@ -67,10 +66,10 @@ def run(
             for note in made[-1]["missing"]:
                 notice(f"{clip.id}: {note}")
             if not as_json:
-                print(f"{made[-1]['picture']}\n{made[-1]['video']}")
+                say(made[-1]["picture"], made[-1]["video"])
             bar.advance()
     if as_json:
-        print(json_text({"dataset": workspace.dataset, "previews": made}))
+        say_json({"dataset": workspace.dataset, "previews": made})
 
 
 def choose(clips: Sequence[Clip], ids: Sequence[str], params: DatasetParams, count: int) -> list[Clip]:

@@ -15,8 +15,7 @@ from harcache.cache.clip_index import index_problems
 from harcache.cache.errors import CacheError
 from harcache.cache.store_writer import mark_incomplete
 from harcache.pipeline.base.errors import HarcacheError
-from harcache.pipeline.base.progress import notice, progress
-from harcache.pipeline.base.tables import json_text
+from harcache.pipeline.base.progress import notice, progress, say, say_json
 from harcache.pipeline.base.threads import thread_pool
 from harcache.pipeline.clips import read_manifest
 from harcache.pipeline.work.outcomes import listed_tables, table_problem
@@ -103,9 +102,9 @@ def verify(workspace: Workspace, repair: bool = False) -> Verified:
 
 def report(found: Verified, dataset: str, repaired: bool, as_json: bool = False) -> None:
     """Print what was found, and raise HarcacheError when something is wrong that is not repaired."""
-    tell: Callable[[str], None] = notice if as_json else print
+    tell: Callable[[str], None] = notice if as_json else say
     if as_json:
-        print(json_text({"dataset": dataset, "repaired": repaired} | asdict(found)))
+        say_json({"dataset": dataset, "repaired": repaired} | asdict(found))
     for problem in found.problems:
         tell(str(problem))
     for stray in found.strays:

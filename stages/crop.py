@@ -12,8 +12,7 @@ import numpy as np
 
 from harcache.cache.annotations import read_poses
 from harcache.pipeline.base.errors import HarcacheError
-from harcache.pipeline.base.fingerprints import fingerprint
-from harcache.pipeline.base.progress import progress
+from harcache.pipeline.base.progress import progress, say
 from harcache.pipeline.clips import Clip, read_manifest
 from harcache.pipeline.params import CropParams, DatasetParams
 from harcache.pipeline.work.engine import Engine
@@ -51,10 +50,10 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
             bar.advance(1, failed=outcomes[-1].status == "failed")
     write_crops(workspace.crops, crops)
     whole = sum(crop.source != "persons" for crop in crops)
-    print(f"crop: {whole} of {len(crops)} boxes are the whole image")
+    say(f"crop: {whole} of {len(crops)} boxes are the whole image")
     counts = flag_counts(crops)
     flagged = ", ".join(f"{count} {flag}" for flag, count in counts.items() if count)
-    print(f"crop: flags of {len(crops)} clips: {flagged or 'none'}")
+    say(f"crop: flags of {len(crops)} clips: {flagged or 'none'}")
     return finish_stage("crop", workspace, [*outcomes, *skipped], tables=[workspace.crops])
 
 

@@ -16,7 +16,7 @@ from harcache.cache.streaming.dataset import Batch
 from harcache.cache.streaming.loader import ClipLoader
 from harcache.models.summary import count_cost, input_shapes, measure_latency
 from harcache.pipeline.base.errors import HarcacheError
-from harcache.pipeline.base.progress import progress
+from harcache.pipeline.base.progress import progress, say
 from harcache.pipeline.clips import Clip, read_classes
 from harcache.pipeline.datasets.truth import read_truth
 from harcache.pipeline.params import DatasetParams
@@ -103,7 +103,7 @@ def run_own(
         outputs = Outputs.under(out or workspace.evaluation / "own")
     metrics = _accuracies(scored, test) | {"checkpoints": [str(path) for path in paths]}
     _finish(outputs, metrics, test, scored)
-    print(f"written to {outputs.folder}")
+    say(f"written to {outputs.folder}")
     return metrics
 
 
@@ -229,15 +229,15 @@ def _finish(outputs: Outputs, metrics: Mapping[str, Any], test: _Test, scored: S
 
 def _print_summary(metrics: Mapping[str, Any], test: _Test, scored: Sequence[Scored], shown: Scored) -> None:
     if "clips" in metrics:
-        print(f"{'stage':<10}{'ok':>8}{'skipped':>9}{'failed':>8}")
+        say(f"{'stage':<10}{'ok':>8}{'skipped':>9}{'failed':>8}")
         for stage, counts in metrics["clips"].items():
-            print(f"{stage:<10}{counts['ok']:>8}{counts['skipped']:>9}{counts['failed']:>8}")
+            say(f"{stage:<10}{counts['ok']:>8}{counts['skipped']:>9}{counts['failed']:>8}")
     for group in ("detect", "pose"):
         for name, value in metrics.get(group, {}).items():
-            print(f"{group} {name}: {value:.3f}")
+            say(f"{group} {name}: {value:.3f}")
     samples = "one sample" if test.views == 1 else f"{test.views} samples"
-    print(f"{len(test.clips)} test clips of '{test.protocol}', {samples} of each:")
-    print(
+    say(f"{len(test.clips)} test clips of '{test.protocol}', {samples} of each:")
+    say(
         f"  {'network':<18}{'top-1':>7}{'top-5':>8}{'mean class':>12}"
         f"{'parameters':>12}{'G mult-adds':>13}{'ms a clip':>11}"
     )
@@ -247,9 +247,9 @@ def _print_summary(metrics: Mapping[str, Any], test: _Test, scored: Sequence[Sco
         if one.cost is not None:
             size = f"{one.cost.parameters:>12,}{one.cost.multiply_adds / 1e9:>13.3f}"
             line += f"{size}{1000 * one.cost.latency:>11.1f}"
-        print(line)
+        say(line)
     if "pose_in_object_pairs" in metrics["top1"]:
-        print(f"  pose, within pairs of objects: {metrics['top1']['pose_in_object_pairs']:.1%}")
+        say(f"  pose, within pairs of objects: {metrics['top1']['pose_in_object_pairs']:.1%}")
     _print_pairs(test, shown)
 
 
@@ -257,8 +257,8 @@ def _print_pairs(test: _Test, shown: Scored) -> None:
     counts = confusion(shown.scores.argmax(axis=1), test.labels, len(test.classes))
     pairs = hardest_pairs(counts)[:_PRINTED_PAIRS]
     if pairs:
-        print(f"hardest for {shown.name}:")
+        say(f"hardest for {shown.name}:")
     for pair in pairs:
         taken = pair.first_as_second + pair.second_as_first
         names = f"{test.classes[pair.first]} / {test.classes[pair.second]}"
-        print(f"  {names}: {taken} of {pair.clips} taken for the other")
+        say(f"  {names}: {taken} of {pair.clips} taken for the other")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.files import writing
-from harcache.pipeline.base.progress import progress
+from harcache.pipeline.base.progress import progress, say
 from harcache.pipeline.base.threads import thread_pool
 from harcache.pipeline.clips import Clip, write_classes, write_manifest
 from harcache.pipeline.datasets.registry import Entry, scan
@@ -48,8 +48,7 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine, *, threads:
     write_manifest(workspace.manifest, clips)
     write_classes(workspace.classes, classes)
     note_inputs(params, workspace)
-    print(_summary(clips, classes))
-    print(_listed(notes, workspace.failures("index")), end="")
+    say(*_summary(clips, classes), *_listed(notes, workspace.failures("index")))
     return finish_stage("index", workspace, notes, len(clips), tables=[workspace.manifest, workspace.classes])
 
 
@@ -135,8 +134,8 @@ def _checked_clip(entry: Entry, probed: Probed) -> Clip:
     )
 
 
-def _summary(clips: Sequence[Clip], classes: Mapping[str, Sequence[str]]) -> str:
-    """Return how much there is, and how each protocol divides it."""
+def _summary(clips: Sequence[Clip], classes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return, as lines, how much there is, and how each protocol divides it."""
     videos = len({clip.video for clip in clips})
     frames = sum(clip.frames for clip in clips)
     hours = sum(clip.frames / clip.fps for clip in clips if clip.fps) / 3600
@@ -150,7 +149,7 @@ def _summary(clips: Sequence[Clip], classes: Mapping[str, Sequence[str]]) -> str
         lines.append(f"index: {protocol}: {len(names)} classes, {', '.join(counted)}")
         if sides["train"] and sides["test"]:
             lines += [f"index: {protocol}: {line}" for line in _one_sided_classes(clips, protocol, names)]
-    return "\n".join(lines)
+    return lines
 
 
 def _one_sided_classes(clips: Sequence[Clip], protocol: str, names: Sequence[str]) -> Iterator[str]:
@@ -169,7 +168,7 @@ def _one_sided_classes(clips: Sequence[Clip], protocol: str, names: Sequence[str
             yield f"{len(found)} with {there} clips alone, no {absent}: {', '.join(found[:_NAMES])}{more}"
 
 
-def _listed(notes: Sequence[Outcome], listed: Path) -> str:
+def _listed(notes: Sequence[Outcome], listed: Path) -> list[str]:
     """Return, line by line, what was left out, failed or was repaired, and why; long lists are shortened."""
     groups: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
     for note in sorted(notes, key=lambda note: (note.status, note.id)):
@@ -178,8 +177,8 @@ def _listed(notes: Sequence[Outcome], listed: Path) -> str:
     lines = [_group_line(group) for group in largest[:_REASONS]]
     if len(largest) > _REASONS:
         left = sum(map(len, largest[_REASONS:]))
-        lines.append(f"index: {left} more for {len(largest) - _REASONS} more reasons; all are in {listed}\n")
-    return "".join(lines)
+        lines.append(f"index: {left} more for {len(largest) - _REASONS} more reasons; all are in {listed}")
+    return lines
 
 
 def _group_line(group: Sequence[Outcome]) -> str:
@@ -187,4 +186,4 @@ def _group_line(group: Sequence[Outcome]) -> str:
     such_as = "" if all(note.reason == first.reason for note in group) else "such as: "
     names = ", ".join(note.id for note in group[:_NAMES])
     more = f" and {len(group) - _NAMES} more" if len(group) > _NAMES else ""
-    return f"index: {len(group)} {first.status} ({such_as}{first.reason}): {names}{more}\n"
+    return f"index: {len(group)} {first.status} ({such_as}{first.reason}): {names}{more}"

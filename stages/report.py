@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.files import write_atomically
+from harcache.pipeline.base.progress import say
 from harcache.pipeline.work.parts import dataset_lock
 from harcache.stages.pictures import template
 from harcache.stages.reporting import cards, dataset, quality, results, storage
@@ -34,7 +35,7 @@ def run(workspace: Workspace, out: Path) -> None:
     with dataset_lock(workspace.data, reading=True):
         content = _render(_page(read_contents(workspace)))
     write_atomically(out, content)
-    print(f"report: {out}, {len(content) / 1e6:.1f} MB")
+    say(f"report: {out}, {len(content) / 1e6:.1f} MB")
 
 
 def _page(contents: Contents) -> dict[str, Any]:

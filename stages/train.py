@@ -21,6 +21,7 @@ from harcache.cache.streaming.loader import ClipLoader
 from harcache.models.memory import keep_freed_memory
 from harcache.pipeline.base.files import file_digest
 from harcache.pipeline.base.fingerprints import fingerprint
+from harcache.pipeline.base.progress import say
 from harcache.pipeline.clips import Clip, read_classes
 from harcache.pipeline.params import DatasetParams, RecipeParams, TrainParams, to_mapping
 from harcache.pipeline.params.networks import Network
@@ -190,10 +191,9 @@ def _summary(
 def _stop(received: signal.Signals, learner: Learner, name: str, rank: int) -> None:
     """Print where a run stopped, and requeue SLURM's job where SLURM's own warning stopped it."""
     if rank == 0:
-        print(
+        say(
             f"{name}: stopped by {received.name} at step {learner.step} of {learner.steps}; "
             "the same command goes on from there",
-            flush=True,
         )
         job = os.environ.get("SLURM_JOB_ID")
         if received == signal.SIGUSR1 and job is not None:

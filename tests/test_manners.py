@@ -1,5 +1,6 @@
 """How commands answer: results on stdout, all else on stderr, one line and a status for an error."""
 
+import ast
 import errno
 import json
 import os
@@ -15,7 +16,7 @@ from click.testing import CliRunner, Result
 from harcache.cli import main
 from harcache.commands.verify import Problem, Verified, report
 from harcache.pipeline.base.errors import HarcacheError, did_you_mean
-from harcache.pipeline.base.progress import notice, progress, quietly
+from harcache.pipeline.base.progress import complain, notice, progress, quietly, say
 from harcache.pipeline.params.table import as_markdown
 
 _ROOT = Path(__file__).parents[1]
@@ -167,3 +168,49 @@ def test_the_page_of_parameters_is_what_the_code_says() -> None:
     page = (_ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
     assert page == as_markdown(), "write it again: harcache params > docs/parameters.md"
     assert _harcache("params").stdout == page
+
+
+@pytest.mark.parametrize(
+    ("error", "printed"),
+    [
+        (HarcacheError("clip 'a\x1b[2J\nb' is none"), r"clip 'a\x1b[2J b' is none"),
+        (HarcacheError("caf\udce9.mp4 is no video"), r"caf\udce9.mp4 is no video"),
+        (FileNotFoundError(2, "No such file", b"caf\xe9\x1b"), r"caf\udce9\x1b: No such file; see that"),
+    ],
+)
+def test_an_error_is_one_line_whatever_names_are_in_it(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, printed: str
+) -> None:
+    _failing(monkeypatch, error)
+    done = _harcache("crop", "demo")
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"Error: {printed}") and done.stderr.count("\n") == 1
+
+
+def test_results_notices_and_progress_show_names_with_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "caf\udce9\x1b[31m\n.mp4"
+    notice(name)
+    complain(name)
+    say(name, "next")
+    with progress(1, name) as shown:
+        shown.advance()
+    captured = capsys.readouterr()
+    escaped = r"caf\udce9\x1b[31m\n.mp4"
+    assert captured.out.splitlines() == [escaped, "next"]
+    assert [line.partition(": ")[0] for line in captured.err.splitlines()] == [escaped] * 3
+
+
+def test_whatever_is_printed_goes_through_what_escapes_it() -> None:
+    """Anything else would print names as files have them."""
+    folders = ("commands", "stages", "pipeline", "models", "cache")
+    paths = [path for folder in folders for path in (_ROOT / folder).rglob("*.py")]
+    printing = {
+        path.relative_to(_ROOT).as_posix()
+        for path in paths
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("print", "click.echo", "sys.stdout.write")
+    }
+    # What they print is the program's own, or goes to a file.
+    own = {f"commands/cli/{name}.py" for name in ("bench", "groups", "params")}
+    assert printing == {"pipeline/base/progress.py", "pipeline/video/probes.py", *own}

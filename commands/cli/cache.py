@@ -5,7 +5,7 @@ import click
 from harcache.commands.cli.options import dataset_argument, json_option
 from harcache.commands.cli.project import ProjectCommand
 from harcache.commands.running import workspace_of
-from harcache.pipeline.base.tables import json_text
+from harcache.pipeline.base.progress import say, say_json
 
 __all__ = ["cache"]
 
@@ -27,7 +27,10 @@ def cache_info(dataset: str, as_json: bool) -> None:
     from harcache.stages.shared.contents import info
 
     found = info(workspace_of(dataset))
-    click.echo(json_text(found) if as_json else describe(found))
+    if as_json:
+        say_json(found)
+    else:
+        say(*describe(found).split("\n"))
 
 
 @cache.command(cls=ProjectCommand, name="digest")
@@ -45,9 +48,9 @@ def cache_digest(dataset: str, as_json: bool) -> None:
     clips = inspect.digests(workspace_of(dataset))
     total = inspect.total(clips)
     if as_json:
-        click.echo(json_text({"dataset": dataset, "digest": total, "clips": clips}))
+        say_json({"dataset": dataset, "digest": total, "clips": clips})
     else:
-        click.echo("\n".join([*(f"{digest}  {id}" for id, digest in clips.items()), f"{total}  total"]))
+        say(*(f"{digest}  {id}" for id, digest in clips.items()), f"{total}  total")
 
 
 @cache.command(cls=ProjectCommand, name="verify")

@@ -29,7 +29,8 @@ def demo(out: Path, seed: int, workers: int | None) -> None:
 
     Example: harcache demo --out videos/demo
     """
+    from harcache.pipeline.base.progress import say
     from harcache.pipeline.datasets.demo import DemoSpec, generate_demo
 
     made = generate_demo(out, DemoSpec(seed), None if workers is None else max(1, workers))
-    click.echo(f"{out}: {made} videos made, the others were there")
+    say(f"{out}: {made} videos made, the others were there")

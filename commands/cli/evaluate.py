@@ -8,7 +8,7 @@ import click
 from harcache.commands.cli.options import json_option, stage_options
 from harcache.commands.cli.project import ProjectCommand
 from harcache.commands.running import run_stage, stdout_for_json
-from harcache.pipeline.base.tables import json_text
+from harcache.pipeline.base.progress import say_json
 
 __all__ = ["evaluate"]
 
@@ -48,4 +48,4 @@ def evaluate(
         else:
             metrics = run_stage("evaluate", **options)
     if as_json:
-        click.echo(json_text(metrics))
+        say_json(metrics)

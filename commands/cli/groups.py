@@ -1,5 +1,6 @@
 """Groups of commands: the outermost one, which answers errors, and commands that are imported on demand."""
 
+import os
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
@@ -8,6 +9,7 @@ import click
 
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.layers import explained
+from harcache.pipeline.base.text import printable
 
 __all__ = ["LazyCommands", "OutermostGroup"]
 
@@ -41,9 +43,15 @@ class OutermostGroup(click.Group):
 
 def _in_one_line(error: Exception) -> str:
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename is not None else ""
-        return f"{where}{error.strerror or error}; see that it is there, yours to use, and has room"
-    return " ".join(str(error).splitlines())
+        where = f"{_name(error.filename)}: " if error.filename is not None else ""
+        return printable(
+            f"{where}{error.strerror or error}; see that it is there, yours to use, and has room"
+        )
+    return printable(" ".join(str(error).splitlines()))
+
+
+def _name(filename: str | bytes | int) -> str | int:
+    return os.fsdecode(filename) if isinstance(filename, bytes) else filename
 
 
 class LazyCommands(Mapping[str, click.Command]):

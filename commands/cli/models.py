@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from harcache.commands.cli.options import json_option
-from harcache.pipeline.base.tables import json_text
+from harcache.pipeline.base.progress import say, say_json
 
 __all__ = ["export", "list_models", "weights"]
 
@@ -22,7 +22,10 @@ def list_models(classes: int, as_json: bool) -> None:
     from harcache.models.summary import as_table, summarise
 
     found = summarise(classes)
-    click.echo(json_text([asdict(one) for one in found]) if as_json else as_table(found))
+    if as_json:
+        say_json([asdict(one) for one in found])
+    else:
+        say(*as_table(found).split("\n"))
 
 
 @click.command()
@@ -46,7 +49,7 @@ def export(checkpoint: Path, out: Path, sizes: tuple[tuple[str, int, int, int], 
         checkpoint, out, {name: (frames, height, width) for name, frames, height, width in sizes}
     )
     taken = ", ".join(f"{name} (clips, {', '.join(map(str, shape))})" for name, shape in shapes.items())
-    click.echo(f"{out}: takes {taken}")
+    say(f"{out}: takes {taken}")
 
 
 @click.group()
@@ -65,4 +68,4 @@ def import_weights(file: Path, out: Path) -> None:
     from harcache.models.checkpoints import import_released_checkpoint
 
     network = import_released_checkpoint(file, out)
-    click.echo(f"{out}: {type(network).__name__} {network.config}")
+    say(f"{out}: {type(network).__name__} {network.config}")

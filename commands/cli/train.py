@@ -10,7 +10,7 @@ import click
 from harcache.commands.cli.options import json_option, stage_options
 from harcache.commands.cli.project import ProjectCommand
 from harcache.commands.running import is_first_process, let_threads_rest, run_stage, stdout_for_json
-from harcache.pipeline.base.tables import json_text
+from harcache.pipeline.base.progress import say_json
 from harcache.pipeline.params.networks import NETWORKS
 
 __all__ = ["train"]
@@ -52,7 +52,7 @@ def train(
     with stdout_for_json(as_json):
         summary = run_stage("train", network, training=training, **options)
     if as_json and is_first_process():
-        click.echo(json_text(asdict(summary)))
+        say_json(asdict(summary))
     if summary.stopped is not None:
         # As a shell says it of a process that a signal ended.
         sys.exit(128 + signal.Signals[summary.stopped])

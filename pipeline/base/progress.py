@@ -8,14 +8,16 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from harcache.pipeline.base.layers import is_there
+from harcache.pipeline.base.tables import json_text
+from harcache.pipeline.base.text import printable
 
 if TYPE_CHECKING:
     from rich import progress as rich_progress
 
-__all__ = ["Progress", "as_notices", "notice", "progress", "quietly"]
+__all__ = ["Progress", "as_notices", "complain", "notice", "progress", "quietly", "say", "say_json"]
 
 _SECONDS_BETWEEN_LINES = 10.0
 _is_quiet = False
@@ -39,10 +41,26 @@ def quietly() -> Iterator[None]:
         _is_quiet = before
 
 
+def say(*lines: str) -> None:
+    """Print lines of a result on standard output; what can't be seen in them, line breaks too, is escaped."""
+    for line in lines:
+        print(printable(line), flush=True)
+
+
+def say_json(value: Any) -> None:
+    """Print a value as JSON on standard output."""
+    print(json_text(value), flush=True)
+
+
+def complain(text: str) -> None:
+    """Print on standard error, in one line, what failed while the command goes on."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
 def notice(text: str) -> None:
-    """Tell the user what is neither a result nor an error."""
+    """Tell the user in one line what is neither a result nor an error."""
     if not _is_quiet:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -58,6 +76,7 @@ def as_notices() -> Iterator[None]:
 @contextlib.contextmanager
 def progress(total: int, label: str, unit: str = "clips", done: int = 0) -> Iterator[Progress]:
     """Show ``label``, how many of ``total`` are done (``done`` were before), rate, time left, failures."""
+    label = printable(label)
     if _is_quiet:
         yield _Silence()
     # Readers of caches have no `rich`, and lines tell as much.

@@ -17,6 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from harcache.pipeline.base.errors import HarcacheError, StandstillError
+from harcache.pipeline.base.text import printable
 from harcache.pipeline.work.clusters import Site
 from harcache.pipeline.work.plan import Unit
 
@@ -265,7 +266,7 @@ class Dispatch:
         self._begun[key] = (worker, time.monotonic() + message.get("grace", 0.0))
 
     def _warn(self, message: str) -> None:
-        _log.warning("%s: %s", self._stage, message)
+        _log.warning("%s: %s", self._stage, printable(message))
 
 
 def _is_here() -> bool:

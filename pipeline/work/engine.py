@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harcache.pipeline.base.errors import HarcacheError, StandstillError
 from harcache.pipeline.base.progress import progress
+from harcache.pipeline.base.text import printable
 from harcache.pipeline.work.clusters import Site, connected, has_gpu, scheduler_address, site
 from harcache.pipeline.work.dispatch import Dispatch, died
 from harcache.pipeline.work.plan import Unit
@@ -150,7 +151,7 @@ def _describe(unit: Unit, error: BaseException) -> str:
         what = str(error)
     else:
         what = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"part {unit.part} (clips {', '.join(names[:_NAMED_CLIPS])}{more}): {what}"
+    return printable(f"part {unit.part} (clips {', '.join(names[:_NAMED_CLIPS])}{more}): {what}")
 
 
 def _summary(

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from harcache.pipeline.base.errors import HarcacheError, StandstillError
 from harcache.pipeline.base.files import partial_path
 from harcache.pipeline.base.fingerprints import fingerprint
+from harcache.pipeline.base.progress import say
 from harcache.pipeline.clips import Clip
 from harcache.pipeline.work.engine import Engine, Report
 from harcache.pipeline.work.outcomes import Counts, check_max_failed, write_counts, write_failures
@@ -172,7 +173,7 @@ def build_parts(
         remove_part(parts.folder, parts.records, part)
     kept = sum(len(record.outcomes) for record in planned.keep)
     reports = engine.run(process, planned.make, context, parts.stage, clips_done=kept)
-    print(rate_summary(parts.stage, kept, reports))
+    say(rate_summary(parts.stage, kept, reports))
     if reports:
         write_rate(rate_file(parts.folder.parent, parts.stage), reports)
     return sound_records(parts.folder, parts.records)
@@ -275,8 +276,6 @@ def finish_stage(
     counts = Counts(ok + by_status["ok"], by_status["skipped"], by_status["failed"])
     write_failures(workspace.failures(stage), outcomes)
     write_counts(workspace.counts(stage), counts, [workspace.failures(stage), *tables])
-    print(
-        f"{stage}: {counts.ok} ok, {counts.skipped} skipped, {counts.failed} failed of {counts.total} clips"
-    )
+    say(f"{stage}: {counts.ok} ok, {counts.skipped} skipped, {counts.failed} failed of {counts.total} clips")
     check_max_failed(stage, counts, workspace.max_failed, workspace.failures(stage))
     return counts

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from harcache.models.checkpoints import save_checkpoint
+from harcache.pipeline.base.progress import say
 from harcache.stages.training.curves import Journal
 from harcache.stages.training.learning import Learner
 from harcache.stages.training.resume import STATE, read_state, write_state
@@ -96,4 +97,4 @@ class RunFolder:
 
     def _print(self, text: str) -> None:
         if self.rank == 0:
-            print(f"{self.name}: {text}", flush=True)
+            say(f"{self.name}: {text}")

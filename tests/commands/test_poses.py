@@ -156,7 +156,7 @@ _BAD = {
     "no image": (_entry("bad", img_shape=(0, 320)), "img_shape is no height and width"),
     "an image of 400 digits": (_entry("bad", img_shape=(10**400, 320)), "img_shape is no height and width"),
     "5000 digits of frames": (_entry("bad", total_frames=10**5000), "total_frames is a number of 16610 bits"),
-    "frames in a list of many": (_entry("bad", total_frames=[[9] * 99] * 99), r"frames is \[\[9, 9, 9, \.\.\.\]"),
+    "a list of frames": (_entry("bad", total_frames=[[9] * 99] * 99), r"frames is \[\[9, 9, 9, \.\.\.\]"),
 }  # fmt: skip
 
 

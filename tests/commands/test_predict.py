@@ -1,6 +1,7 @@
 """Prediction on raw videos is what evaluation says from the caches, for any length and whatever fails."""
 
 import json
+import os
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -182,6 +183,29 @@ def test_a_failed_video_is_named_and_the_others_are_told(trained: Workspace, tmp
     assert [Path(one["video"]).name for one in told["failed"]] == ["bad.mp4", "nowhere.mp4"]
     assert "2 of 4 videos failed" in done.stderr and "bad.mp4" in done.stderr
     assert "Traceback" not in done.output
+
+
+def test_names_that_no_terminal_should_get_are_printed_with_escapes_and_the_others_go_on(
+    trained: Workspace, tmp_path: Path
+) -> None:
+    folder = tmp_path / "given"
+    folder.mkdir()
+    video = min(trained.videos.glob("*.mp4"))
+    for name in (b"caf\xe9.mp4", b"a\x1b]0;owned\x07.mp4", b"two\nlines.mp4"):
+        os.link(video, os.path.join(os.fsencode(folder), name))
+    Path(os.fsdecode(os.fsencode(folder) + b"/bad\x1b\xff.mp4")).write_text("no video")
+    checkpoint = trained.training("pose") / CHECKPOINT
+    done = _predict(folder, "--checkpoint", checkpoint, "--top", "1", "--overlay", tmp_path / "drawn")
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
+    names = [line for line in done.stdout.splitlines() if not line.startswith(" ")]
+    assert [name.rpartition("/")[2] for name in names] == [
+        r"a\x1b]0;owned\x07.mp4", r"caf\udce9.mp4", r"two\nlines.mp4"
+    ]  # fmt: skip
+    assert r"bad\x1b\udcff.mp4" in done.stderr and "1 of 4 videos failed" in done.stderr
+    assert "\x1b" not in done.output
+    assert len(list((tmp_path / "drawn").iterdir())) == 3
+    told = json.loads(_predict(folder, "--checkpoint", checkpoint, "--json").stdout)
+    assert len(told["videos"]) == 3 and len(told["failed"]) == 1
 
 
 def test_what_is_printed_names_times_persons_and_classes(trained: Workspace, tmp_path: Path) -> None:
