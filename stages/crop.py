@@ -12,6 +12,7 @@ import numpy as np
 
 from harcache.cache.annotations import read_poses
 from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.fingerprints import fingerprint
 from harcache.pipeline.base.progress import progress, say
 from harcache.pipeline.clips import Clip, read_manifest
 from harcache.pipeline.params import CropParams, DatasetParams

@@ -212,5 +212,5 @@ def test_whatever_is_printed_goes_through_what_escapes_it() -> None:
         and ast.unparse(node.func) in ("print", "click.echo", "sys.stdout.write")
     }
     # What they print is the program's own, or goes to a file.
-    own = {f"commands/cli/{name}.py" for name in ("bench", "groups", "params")}
+    own = {f"commands/cli/{name}.py" for name in ("bench", "check", "groups", "params")}
     assert printing == {"pipeline/base/progress.py", "pipeline/video/probes.py", *own}

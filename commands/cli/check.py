@@ -32,13 +32,16 @@ def check(path: Path | None, weights_dir: Path | None, as_json: bool, mmpose: bo
     Example: harcache check --params params.yaml
     """
     from harcache.commands import check as stage
-    from harcache.pipeline.base.tables import json_text
+    from harcache.pipeline.base.progress import say, say_json
 
     if mmpose:
         click.echo(stage.mmpose_requirements())
         return
     found = stage.check(path or Path("params.yaml"), path is not None, weights_dir)
-    click.echo(json_text(stage.as_json(found)) if as_json else stage.describe(found))
+    if as_json:
+        say_json(stage.as_json(found))
+    else:
+        say(*stage.describe(found).split("\n"))
     lacking = [name for name, lines in found.datasets.items() if lines]
     if lacking:
         raise HarcacheError(f"something is missing for {', '.join(lacking)}; the lines above name what to do")

@@ -44,10 +44,10 @@ class OutermostGroup(click.Group):
 def _in_one_line(error: Exception) -> str:
     if isinstance(error, OSError):
         where = f"{_name(error.filename)}: " if error.filename is not None else ""
-        return printable(
-            f"{where}{error.strerror or error}; see that it is there, yours to use, and has room"
-        )
-    return printable(" ".join(str(error).splitlines()))
+        what = f"{where}{error.strerror or error}; see that it is there, yours to use, and has room"
+    else:
+        what = " ".join(str(error).splitlines())
+    return printable(what)
 
 
 def _name(filename: str | bytes | int) -> str | int:

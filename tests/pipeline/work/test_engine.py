@@ -1,3 +1,4 @@
+import contextlib
 import logging
 import os
 import signal
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 
 from harcache.pipeline.base.errors import HarcacheError, StandstillError
@@ -242,11 +244,22 @@ def test_workers_share_the_cores_among_them(cluster: Engine, tmp_path: Path) -> 
     assert report.ok == max(1, CPU_COUNT // 2)
 
 
-def _beside(cluster: Engine, folder: Path, **options: Any) -> Engine:
-    """A second engine, with the workers of the first."""
+@contextlib.contextmanager
+def _beside(cluster: Engine, folder: Path, **options: Any) -> Iterator[Engine]:
+    """A second engine, with the workers of the first and its key."""
     cluster.run(count, UNITS[:1], folder, "detect")
     assert cluster._client is not None
-    return Engine(scheduler=cluster._client.scheduler.address, **options)
+    key = cluster._client.security
+    settings = {
+        "ca-file": key.tls_ca_file,
+        "client.cert": key.tls_client_cert,
+        "client.key": key.tls_client_key,
+    }
+    with (
+        dask.config.set({f"distributed.comm.tls.{name}": value for name, value in settings.items()}),
+        Engine(scheduler=cluster._client.scheduler.address, **options) as engine,
+    ):
+        yield engine
 
 
 def test_a_running_scheduler_is_used_by_its_address(cluster: Engine, tmp_path: Path) -> None:
