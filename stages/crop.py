@@ -44,7 +44,8 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
             current = fingerprint("crop", inputs.fingerprints[clip.id], params.crop.fingerprint)
             try:
                 crop = _crop(clip, current, known, parts_of(workspace.poses, inputs.token), params.crop)
-                crops.append(crop.with_dropped(inputs.noted.get(clip.id)))
+                crop = crop.with_dropped(inputs.noted.get(clip.id))
+                crops.append(replace(crop, clip=clip.fingerprint))
                 outcomes.append(Outcome(clip.id, "ok", current))
             except HarcacheError as error:
                 outcomes.append(Outcome(clip.id, "failed", current, str(error)))
@@ -115,6 +116,11 @@ def _crop(
     if before is not None and quality is not None and quality.seen is not None:
         return before
     keypoints, scores = read_poses(parts[clip.id], clip.id)
+    if keypoints.shape[1] != clip.frames:
+        raise HarcacheError(
+            f"its poses are of {keypoints.shape[1]} frames, the manifest has {clip.frames}; run the stages "
+            "detect and pose again"
+        )
     size = (clip.height, clip.width)
     box, source = crop_of(keypoints, scores, size, params)
     # Rounded, so that a table reads as it was written.

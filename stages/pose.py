@@ -11,6 +11,7 @@ import numpy as np
 from harcache.cache.annotations import read_detections, read_poses, write_poses
 from harcache.models.pretrained.batching import Network
 from harcache.models.pretrained.weight_files import find_config, find_weights
+from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.files import file_digest
 from harcache.pipeline.base.fingerprints import fingerprint
 from harcache.pipeline.clips import Clip, read_manifest
@@ -81,6 +82,11 @@ def process(unit: Unit, context: Context) -> Report:
 
     def wanted(clip: Clip) -> list[np.ndarray | None]:
         boxes = read_detections(parts_of(context.detections, context.token)[clip.id], clip.id)
+        if len(boxes) != clip.frames:
+            raise HarcacheError(
+                f"its boxes are of {len(boxes)} frames, the manifest has {clip.frames}; run the stage detect "
+                "again"
+            )
         links = link_boxes(boxes, context.params.max_persons)
         persons[clip.id] = boxes, links
         return [None] * len(boxes) if holds(clip.id) else _chosen(boxes, rows_of(links.rows))

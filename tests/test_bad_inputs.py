@@ -19,12 +19,13 @@ from harcache.cache.annotations import read_detections, write_detections, write_
 from harcache.cache.clip_store import open_store
 from harcache.commands.poses import import_poses
 from harcache.pipeline.base.errors import HarcacheError
-from harcache.pipeline.clips import read_manifest
+from harcache.pipeline.clips import Clip, read_manifest, write_manifest
 from harcache.pipeline.datasets.drawn_figures.backgrounds import make_room
 from harcache.pipeline.datasets.drawn_figures.figures import render
 from harcache.pipeline.datasets.drawn_figures.performers import make_look
 from harcache.pipeline.datasets.drawn_figures.scenes import make_scene
-from harcache.pipeline.params import FolderIndexParams, IndexParams
+from harcache.pipeline.params import FolderIndexParams, ImportedPoseParams, IndexParams, NoDetectParams
+from harcache.pipeline.skeletons.imported import ImportedPose, write_imported_poses
 from harcache.pipeline.video.frames import write_video
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import read_failures
@@ -369,6 +370,33 @@ def _crops(line: str) -> Callable[[Path], object]:
     return attempt
 
 
+def _matched(*ids: str) -> Callable[[Path], object]:
+    """Poses of these ids for the clips ``wave__1`` and ``wave__2`` of wave/1.mp4 and wave/2.mp4."""
+
+    def attempt(folder: Path) -> None:
+        workspace = _workspace(folder)
+        clips = [Clip(f"wave__{n}", f"wave/{n}.mp4", 0, 4, 9, 9, 25.0, 1, 1, "x") for n in (1, 2)]
+        write_manifest(workspace.manifest, clips)
+        keypoints, scores = np.ones((1, 4, 17, 2), np.float32), np.ones((1, 4, 17), np.float32)
+        write_imported_poses(folder / "poses.h5", [ImportedPose(id, keypoints, scores) for id in ids], {})
+        given = ImportedPoseParams("import", str(folder / "poses.h5"), 2)
+        params = replace(PARAMS, name="small", detect=NoDetectParams("none"), pose=given)
+        with Engine(workers=0) as engine:
+            detect.run(params, workspace, engine)
+            pose.run(params, workspace, engine)
+
+    return attempt
+
+
+def _older_crops(folder: Path) -> None:
+    """Have rgb read crops of one clip, where the manifest has two."""
+    workspace = _workspace(folder)
+    write_manifest(workspace.manifest, [Clip(n, "a.mp4", 0, 4, 9, 9, 25.0, 1, 1, "x") for n in ("a", "b")])
+    workspace.crops.write_text("id,x1,y1,x2,y2,source,fingerprint\na,0,0,9,9,persons,x\n")
+    with Engine(workers=0) as engine:
+        rgb.run(replace(PARAMS, name="small"), workspace, engine)
+
+
 def _hdf5(content: bytes) -> Callable[[Path], object]:
     def attempt(folder: Path) -> None:
         (folder / "part.h5").write_bytes(content)
@@ -435,6 +463,19 @@ REFUSALS = [
     Refusal("manifest: a video from the root", _manifest(_refused_video("/v.mp4")), "may lie outside"),
     Refusal("crops: a box of NaN", _crops("a,nan,0,9,9,persons,x"), "invalid literal"),
     Refusal("crops: a box turned inside out", _crops("a,9,9,0,0,persons,x"), "is empty"),
+    Refusal(
+        "crops: older than the manifest", _older_crops, "lacks 1 of 2 clips, first 'b'; run 'harcache detect"
+    ),
+    Refusal(
+        "poses brought along: of other ids than the clips",
+        _matched("Wave-1", "Wave-2"),
+        "has poses of 'Wave-1', 'Wave-2'; the clips are 'wave__1' (wave/1.mp4), 'wave__2' (wave/2.mp4)",
+    ),
+    Refusal(
+        "poses brought along: not of all clips",
+        _matched("wave/1"),
+        "1 of 2 skipped that nobody asked to skip, more than 0.0%; first 'wave__2'",
+    ),
     Refusal("boxes brought along: negative", _given("a,0,-4,0,9,9,1"), "row 1 (clip a, frame 0, x1 -4"),
     Refusal("boxes brought along: NaN", _given("a,0,nan,0,9,9,1"), "a value that is no number"),
     Refusal("boxes brought along: empty", _given("a,0,9,9,9,9,1"), "an empty box"),

@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 
 from harcache.cli import main
 from harcache.pipeline.clips import read_manifest
+from harcache.pipeline.skeletons.imported import ImportedPose, write_imported_poses
 from harcache.pipeline.video.frames import write_video
 from harcache.pipeline.work.outcomes import read_counts, read_failures
 
@@ -198,6 +199,7 @@ def test_what_needs_no_network_does_not_wait_for_pytorch(arguments: str, answer:
         ("detect", "Missing argument 'DATASET'"),
         ("train poes mine", "'poes' is not one of 'pose', 'rgb', 'epam'"),
         ("detect mine --max-failed 7", r"7.0 is not in the range 0<=x<=1"),
+        ("pose mine --max-skipped 7", r"7.0 is not in the range 0<=x<=1"),
         ("detect mine --weight-dir w", "No such option.*--weights?-dir"),
     ],
 )
@@ -281,6 +283,35 @@ def test_the_environment_allows_failures_as_dvc_gives_no_options(
     name, _, value = _refusal("index", "mine").rpartition(" by ")[2].strip().partition("=")
     monkeypatch.setenv(name, value)
     assert "1 failed of 4 clips" in _succeeded("index", "mine")
+
+
+def test_gaps_in_poses_brought_along_are_allowed_by_option_environment_and_parameter(
+    videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keypoints, scores = np.ones((1, 9, 17, 2), np.float32), np.ones((1, 9, 17), np.float32)
+    frames = {"run/a": 4, "run/b": 5}
+    given = [ImportedPose(id, keypoints[:, :count], scores[:, :count]) for id, count in frames.items()]
+    write_imported_poses(Path("poses.h5"), given, {})
+    content = yaml.safe_load(Path("params.yaml").read_text())
+    pose = {"backend": "import", "source": "poses.h5", "max_persons": 2}
+    content["datasets"]["mine"] |= {"detect": {"backend": "none"}, "pose": pose}
+    _write_params(content)
+    for stage in ("index", "detect"):
+        _succeeded(stage, "mine")
+    message = _refusal("pose", "mine")
+    assert message.startswith(
+        "pose: 1 of 3 skipped that nobody asked to skip, more than 0.0%; first 'walk__c'."
+    )
+    option, environment, parameter = re.findall(
+        r"(--max-skipped [\d.]+\d|HARCACHE\w+=[\d.]+\d|max_skipped: [\d.]+\d)", message
+    )
+    assert "2 ok, 1 skipped, 0 failed" in _succeeded("pose", "mine", *option.split())
+    with monkeypatch.context() as patched:
+        patched.setenv(*environment.split("="))
+        assert "2 ok, 1 skipped, 0 failed" in _succeeded("pose", "mine")
+    _refusal("pose", "mine")
+    _change_params(pose=yaml.safe_load(parameter))
+    assert "2 ok, 1 skipped, 0 failed" in _succeeded("pose", "mine")
 
 
 def test_the_console_script_answers_bad_input_with_one_line_and_status_1() -> None:

@@ -99,6 +99,13 @@ def stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Part of the clips that may fail.",
         ),
         click.option(
+            "--max-skipped",
+            type=click.FloatRange(0, 1),
+            envvar="HARCACHE_MAX_SKIPPED",
+            show_envvar=True,
+            help="Maximum fraction of clips skipped unasked. [default: max_skipped of params.yaml]",
+        ),
+        click.option(
             "--retry-failed",
             is_flag=True,
             envvar="HARCACHE_RETRY_FAILED",

@@ -1,6 +1,6 @@
 """What the stages from detect to rgb take: a section each, of which a backend may have its own."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Annotated, Literal
 
 from harcache.pipeline.base.fingerprints import fingerprint
@@ -72,26 +72,43 @@ class PoseParams(Section):
     precision: Precision
 
 
+class _BroughtAlong(Section):
+    @property
+    def fingerprint(self) -> str:
+        """Stands for all values that poses depend on: not where they lie, nor how many may be missing."""
+        assert is_dataclass(self)
+        values = asdict(self)
+        del values["max_skipped"]
+        return fingerprint(values | {"source": ""})
+
+
 @dataclass(frozen=True)
-class ImportedPoseParams(Section):
-    """Poses that are there already: ``source`` is a file that `harcache poses import` wrote."""
+class ImportedPoseParams(_BroughtAlong):
+    """Poses that are there already: ``source`` is a file that `harcache poses import` wrote.
+
+    ``max_skipped``: part of the clips that may lack poses; ``--max-skipped`` overrides it.
+    """
 
     backend: Literal["import"]
     source: str
     max_persons: Count
+    max_skipped: Fraction = 0.0
 
 
 @dataclass(frozen=True)
-class KinectPoseParams(Section):
+class KinectPoseParams(_BroughtAlong):
     """Kinect's skeletons: ``source`` is the folder of NTU's ``.skeleton`` or UTD-MHAD's ``.mat`` files.
 
     ``keep_missing``: also take the clips that a list of missing skeletons in that folder names.
+    ``max_skipped``: part of the clips that may lack skeletons and are on no list; ``--max-skipped`` overrides
+    it.
     """
 
     backend: Literal["kinect"]
     source: str
     max_persons: Count
     keep_missing: bool = False
+    max_skipped: Fraction = 0.0
 
 
 @dataclass(frozen=True)

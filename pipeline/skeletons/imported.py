@@ -175,8 +175,12 @@ class ImportedPoses:
         self._numbers = {id: number for number, id in enumerate(self.ids)}
         self.in_space = "positions" in self._file
 
-    def __contains__(self, id: str) -> bool:
+    def __contains__(self, id: object) -> bool:
         return id in self._numbers
+
+    def leaves_out(self, id: str) -> bool:
+        """Return False: it says nothing of clips that it does not have."""
+        return False
 
     def absence(self, id: str) -> str | None:
         """Return why a clip has no poses, None where it has some."""

@@ -15,7 +15,10 @@ class PoseSource(Protocol):
     def digests(self) -> Mapping[str, str]: ...  # noqa: D102
     @property
     def frames(self) -> Mapping[str, int]: ...  # noqa: D102
-    def __contains__(self, id: str) -> bool: ...
+    def __contains__(self, id: object) -> bool: ...
+
+    def leaves_out(self, id: str) -> bool:
+        """Return whether the source itself says that a clip is to be skipped."""
 
     def absence(self, id: str) -> str | None:
         """Return why a clip has no poses, None where it has some."""

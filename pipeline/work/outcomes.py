@@ -5,7 +5,7 @@ and hold a digest of every table that the stage wrote, since DVC moves them toge
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
@@ -21,6 +21,8 @@ __all__ = [
     "Counts",
     "Ended",
     "check_max_failed",
+    "check_max_skipped",
+    "check_usable",
     "listed_tables",
     "read_counts",
     "read_failures",
@@ -133,12 +135,49 @@ def check_max_failed(stage: str, counts: Counts, max_failed: float, failures_pat
     """Raise HarcacheError when more than ``max_failed`` (0 to 1) of all clips failed."""
     if counts.failed <= max_failed * counts.total:
         return
-    first = next(
-        (row for row in read_failures(failures_path) if row[1] == "failed"), ("", "", "no reason kept")
-    )
-    share = ceil(100 * counts.failed / counts.total) / 100
+    first = next(iter(_reasons(failures_path, "failed")), ": no reason kept")
+    share = _share(counts.failed, counts.total)
     raise HarcacheError(
-        f"{stage}: {counts.failed} of {counts.total} failed, more than {max_failed:.1%}; first {first[0]}: "
-        f"{first[2]}. All are listed in {failures_path}: mend or remove them, or allow more by "
-        f"--max-failed {share:g}, for dvc by HARCACHE_MAX_FAILED={share:g}"
+        f"{stage}: {counts.failed} of {counts.total} failed, more than {max_failed:.1%}; first {first}. "
+        f"All are listed in {failures_path}: mend or remove them, or allow more by "
+        f"--max-failed {share}, for dvc by HARCACHE_MAX_FAILED={share}"
     )
+
+
+def check_max_skipped(
+    stage: str, skipped: Sequence[str], total: int, max_skipped: float, failures_path: Path, hint: str
+) -> None:
+    """Raise HarcacheError when more than ``max_skipped`` (0 to 1) of all clips were skipped unasked.
+
+    ``skipped``: the ids of those that nobody asked to skip; ``hint``: sentences on what may be wrong.
+    """
+    if len(skipped) <= max_skipped * total:
+        return
+    share = _share(len(skipped), total)
+    raise HarcacheError(
+        f"{stage}: {len(skipped)} of {total} skipped that nobody asked to skip, more than {max_skipped:.1%}; "
+        f"first '{skipped[0]}'. {hint} All are listed in {failures_path}: add what they lack, or allow it "
+        f"by --max-skipped {share}, for dvc by HARCACHE_MAX_SKIPPED={share}, or for good by "
+        f"max_skipped: {share} in the section {stage} of params.yaml"
+    )
+
+
+def check_usable(stage: str, counts: Counts, failures_path: Path, hint: str) -> None:
+    """Raise HarcacheError when no clip is ok; it names two that are not, and adds the sentences ``hint``."""
+    if counts.ok:
+        return
+    first = "; ".join(_reasons(failures_path, "skipped", "failed")[:2]) or "the manifest lists none"
+    raise HarcacheError(
+        f"{stage}: none of {counts.total} clips can be used, {counts.skipped} skipped and {counts.failed} "
+        f"failed; first {first}. {hint}{' ' if hint else ''}All are listed in {failures_path}"
+    )
+
+
+def _reasons(failures_path: Path, *statuses: str) -> list[str]:
+    """Return the clips that ended so, each with its reason."""
+    return [f"{id}: {reason}" for id, status, reason in read_failures(failures_path) if status in statuses]
+
+
+def _share(part: int, total: int) -> str:
+    """Return the least share that allows as many, in hundredths."""
+    return f"{ceil(100 * part / total) / 100:g}"

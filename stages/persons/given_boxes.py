@@ -3,7 +3,7 @@
 A CSV file has the columns ``clip,frame,x1,y1,x2,y2,score``; a JSON file is a list of objects with these keys.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -17,12 +17,14 @@ from harcache.cache.annotations import write_detections
 from harcache.pipeline.base.errors import HarcacheError, did_you_mean
 from harcache.pipeline.base.files import file_digest
 from harcache.pipeline.base.fingerprints import fingerprint
+from harcache.pipeline.base.progress import notice
 from harcache.pipeline.base.tables import parse_json, read_rows
 from harcache.pipeline.clips import Clip, read_manifest
 from harcache.pipeline.params import GivenBoxesParams
 from harcache.pipeline.work.engine import Engine, Report
 from harcache.pipeline.work.outcomes import Counts
 from harcache.pipeline.work.plan import Unit, Wanted
+from harcache.stages.persons.names import ambiguous_names, name_in
 from harcache.stages.shared.rates import Timer
 from harcache.stages.shared.units import Parts, all_outcomes, build_parts, build_table_part, finish_stage
 from harcache.stages.shared.workspace import Workspace
@@ -37,11 +39,15 @@ _LONGEST_LINE = 256  # characters, of a file that NumPy reads
 
 @dataclass(frozen=True)
 class Context:
-    """What a unit needs beside its clips; ``token`` stands for the content of the file of boxes."""
+    """What a unit needs beside its clips.
+
+    ``token`` stands for the content of the file of boxes, ``ambiguous`` are names that several clips have.
+    """
 
     folder: Path
     source: Path
     token: str
+    ambiguous: frozenset[str]
 
 
 def run(params: GivenBoxesParams, workspace: Workspace, engine: Engine) -> Counts:
@@ -49,21 +55,29 @@ def run(params: GivenBoxesParams, workspace: Workspace, engine: Engine) -> Count
     clips = read_manifest(workspace.manifest)
     source = Path(params.source)
     given = read_boxes(source)
-    ids = {clip.id for clip in clips}
-    unknown = [name for name in given if name not in ids]
+    ids, ambiguous = {clip.id for clip in clips}, ambiguous_names(clips)
+    known = {name_in(given, clip, ambiguous) for clip in clips}
+    unknown = [name for name in given if name not in known]
     if unknown:
         raise HarcacheError(
             f"{source} has boxes of {len(unknown)} clips that the manifest lacks, first '{unknown[0]}'; "
             f"use the ids of {workspace.manifest}. {did_you_mean(unknown[0], ids)}"
         )
+    rows = {clip.id: _rows(given, clip, ambiguous) for clip in clips}
+    empty = [id for id, found in rows.items() if not len(found)]
+    if empty:
+        notice(
+            f"detect: {source} has no boxes of {len(empty)} of {len(clips)} clips, first '{empty[0]}': "
+            "nobody is seen in them"
+        )
     wanted = [
         Wanted(
             clip,
-            fingerprint("detect", "boxes", clip.frames, clip.height, clip.width, _rows(given, clip).tolist()),
+            fingerprint("detect", "boxes", clip.frames, clip.height, clip.width, rows[clip.id].tolist()),
         )
         for clip in clips
     ]
-    context = Context(workspace.detections, source, file_digest(source))
+    context = Context(workspace.detections, source, file_digest(source), ambiguous)
     parts = Parts("detect", workspace.detections, workspace.detections, wanted)
     records = build_parts(parts, process, context, engine, workspace.retry_failed)
     return finish_stage("detect", workspace, all_outcomes(records))
@@ -72,9 +86,11 @@ def run(params: GivenBoxesParams, workspace: Workspace, engine: Engine) -> Count
 def process(unit: Unit, context: Context) -> Report:
     """Make one part: the boxes of its clips."""
     given = _read_once(context.source, context.token)
-    return build_table_part(
-        context.folder, unit, lambda clip: _by_frame(_rows(given, clip), clip), write_detections, Timer()
-    )
+
+    def work(clip: Clip) -> list[np.ndarray]:
+        return _by_frame(_rows(given, clip, context.ambiguous), clip)
+
+    return build_table_part(context.folder, unit, work, write_detections, Timer())
 
 
 def read_boxes(path: Path) -> dict[str, np.ndarray]:
@@ -282,8 +298,9 @@ def _read_once(path: Path, token: str) -> Mapping[str, np.ndarray]:
     return read_boxes(path)
 
 
-def _rows(given: Mapping[str, np.ndarray], clip: Clip) -> np.ndarray:
-    return given.get(clip.id, np.empty((0, 6)))
+def _rows(given: Mapping[str, np.ndarray], clip: Clip, ambiguous: Container[str]) -> np.ndarray:
+    name = name_in(given, clip, ambiguous)
+    return np.empty((0, 6)) if name is None else given[name]
 
 
 def _by_frame(rows: np.ndarray, clip: Clip) -> list[np.ndarray]:

@@ -1,13 +1,13 @@
 """Poses that are there already, in imported files or as Kinect's skeletons, instead of those of a network.
 
-A clip finds its poses by its id or its video's name; one without is skipped, as most collections have gaps.
+A clip finds its poses by any of its names, see `stages.persons.names`; one without is skipped and counted.
 """
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
@@ -23,12 +23,14 @@ from harcache.pipeline.skeletons.source import PoseSource
 from harcache.pipeline.work.engine import Engine, Report
 from harcache.pipeline.work.outcomes import Counts
 from harcache.pipeline.work.plan import Unit
+from harcache.stages.persons.names import ambiguous_names, name_in, names_of
 from harcache.stages.persons.slots import SLOT_RULES, Placement, place_persons
 from harcache.stages.shared.rates import Timer
 from harcache.stages.shared.units import (
     Parts,
     Rules,
     SkipError,
+    Unasked,
     all_outcomes,
     build_parts,
     build_table_part,
@@ -48,13 +50,13 @@ _BroughtAlong = ImportedPoseParams | KinectPoseParams
 class Context:
     """What a unit needs beside its clips.
 
-    ``token`` stands for the state of the poses' source, ``shared`` are video names that several clips have.
+    ``token`` stands for the state of the poses' source, ``ambiguous`` are names that several clips have.
     """
 
     folder: Path
     params: _BroughtAlong
     token: str
-    shared: frozenset[str]
+    ambiguous: frozenset[str]
 
 
 def run(params: _BroughtAlong, workspace: Workspace, engine: Engine) -> Counts:
@@ -62,23 +64,25 @@ def run(params: _BroughtAlong, workspace: Workspace, engine: Engine) -> Counts:
     clips = read_manifest(workspace.manifest)
     inputs = inputs_from(workspace.detections, clips)
     there = [clip for clip in clips if clip.id in inputs.fingerprints]
-    names = Counter(PurePosixPath(clip.video).stem for clip in clips)
-    shared = frozenset(name for name, clips_of_it in names.items() if clips_of_it > 1)
+    ambiguous = ambiguous_names(clips)
     source = _open(params)
-    _tell_of_frames(source, there, shared)
-    states = _states(source, there, shared)
-    # Where the poses lie is no part of what they are.
-    own = fingerprint("pose", replace(params, source="").fingerprint)
+    names = {clip.id: name_in(source, clip, ambiguous) for clip in there}
+    _tell_of_frames(source, there, names)
+    _tell_of_others(params.source, source, names)
+    states = {id: source.digests.get(name or "", "") for id, name in names.items()}
+    own = fingerprint("pose", params.fingerprint)
     wanted = [
         Rules.wanted(
             clip, fingerprint(own, clip.frames, clip.height, clip.width, states[clip.id]), SLOT_RULES
         )
         for clip in there
     ]
-    context = Context(workspace.poses, params, fingerprint(sorted(states.items())), shared)
+    context = Context(workspace.poses, params, fingerprint(sorted(states.items())), ambiguous)
     parts = Parts("pose", workspace.poses, workspace.poses, wanted, rules=SLOT_RULES)
     records = build_parts(parts, process, context, engine, workspace.retry_failed)
-    return finish_stage("pose", workspace, [*all_outcomes(records), *inputs.skipped])
+    lacking = [clip.id for clip in there if not (names[clip.id] or _listed(source, clip, ambiguous))]
+    unasked = Unasked(lacking, params.max_skipped, _both_sides(params.source, source, there))
+    return finish_stage("pose", workspace, [*all_outcomes(records), *inputs.skipped], unasked=unasked)
 
 
 def process(unit: Unit, context: Context) -> Report:
@@ -94,14 +98,9 @@ def process(unit: Unit, context: Context) -> Report:
     return build_table_part(context.folder, unit, work, write_poses, timer, rules)
 
 
-def _states(source: PoseSource, clips: Sequence[Clip], shared: frozenset[str]) -> dict[str, str]:
-    """Return what stands for the poses of each clip; the empty text for a clip that has none."""
-    return {clip.id: source.digests.get(_name_in(source, clip, shared), "") for clip in clips}
-
-
-def _tell_of_frames(poses: PoseSource, clips: Sequence[Clip], shared: frozenset[str]) -> None:
+def _tell_of_frames(poses: PoseSource, clips: Sequence[Clip], names: Mapping[str, str | None]) -> None:
     """Print how many clips get poses that are cut or filled up to their frames."""
-    frames = {clip.id: poses.frames.get(_name_in(poses, clip, shared)) for clip in clips}
+    frames = {clip.id: poses.frames.get(names[clip.id] or "") for clip in clips}
     other = [c.id for c in clips if (n := frames[c.id]) and 0 < abs(n - c.frames) <= _FRAMES_OFF]
     if other:
         notice(
@@ -110,10 +109,24 @@ def _tell_of_frames(poses: PoseSource, clips: Sequence[Clip], shared: frozenset[
         )
 
 
-def _name_in(source: PoseSource, clip: Clip, shared: frozenset[str]) -> str:
-    """Return what ``source`` calls the clip: its id, or its video's name where no other clip has that."""
-    stem = PurePosixPath(clip.video).stem
-    return stem if clip.id not in source and stem not in shared else clip.id
+def _tell_of_others(path: str, poses: PoseSource, names: Mapping[str, str | None]) -> None:
+    """Print how many poses are of no clip."""
+    used = {*names.values()}
+    others = [id for id in poses.digests if id not in used]
+    if others:
+        notice(f"pose: {path} has poses of {len(others)} more, first '{others[0]}', which are not used")
+
+
+def _listed(source: PoseSource, clip: Clip, ambiguous: Container[str]) -> str | None:
+    """Return the name by which the source itself says that the clip is to be skipped."""
+    return next((name for name in names_of(clip, ambiguous) if source.leaves_out(name)), None)
+
+
+def _both_sides(path: str, source: PoseSource, clips: Sequence[Clip]) -> str:
+    """Show what clips are called on both sides."""
+    theirs = ", ".join(f"'{id}'" for id in islice(source.digests, 2))
+    ours = ", ".join(f"'{clip.id}' ({clip.video})" for clip in clips[:2])
+    return f"{path} has poses of {theirs or 'nobody'}; the clips are {ours or 'none'}."
 
 
 def _poses(clip: Clip, context: Context, timer: Timer) -> tuple[Sequence[np.ndarray], Placement]:
@@ -132,7 +145,7 @@ def _poses(clip: Clip, context: Context, timer: Timer) -> tuple[Sequence[np.ndar
 
 def _read(clip: Clip, context: Context) -> ImportedPose:
     source = _opened(context.params, context.token)
-    name = _name_in(source, clip, context.shared)
+    name = name_in(source, clip, context.ambiguous) or _listed(source, clip, context.ambiguous) or clip.id
     absence = source.absence(name)
     if absence is not None:
         raise SkipError(absence)

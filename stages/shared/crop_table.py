@@ -14,6 +14,7 @@ __all__ = ["WHOLE_IMAGE", "Crop", "flag_counts", "read_crops", "write_crops"]
 
 WHOLE_IMAGE = "whole image"
 _COLUMNS = ("id", "x1", "y1", "x2", "y2", "source", "fingerprint")
+_OF_CLIP = "clip"
 # Tables of before have none of these, or not all; their clips are measured again.
 _QUALITY = ("persons", "confidence", "outside", "changes", "seen", "dropped", "flags")
 
@@ -23,7 +24,8 @@ class Crop:
     """The crop of a clip: x1 y1 x2 y2 in pixels of the source frame, x2 and y2 excluded.
 
     ``source`` is "persons", or "whole image: ..." with the reason where no box could be made. ``quality`` is
-    None in a table that was written before there was any.
+    None in a table that was written before there was any. ``clip`` is the fingerprint of the clip that was
+    cropped, empty in a table of before.
     """
 
     id: str
@@ -31,6 +33,7 @@ class Crop:
     source: str
     fingerprint: str
     quality: Quality | None = None
+    clip: str = ""
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -60,17 +63,19 @@ def _crop_from_row(row: Mapping[str, str]) -> Crop:
         seen = float(row["seen"]) if "seen" in row else None
         dropped = int(row["dropped"]) if row.get("dropped") else None
         quality = Quality(int(row["persons"]), confidence, outside, int(row["changes"]), seen, dropped)
-    return Crop(row["id"], (x1, y1, x2, y2), row["source"], row["fingerprint"], quality)
+    box = x1, y1, x2, y2
+    return Crop(row["id"], box, row["source"], row["fingerprint"], quality, row.get(_OF_CLIP, ""))
 
 
 def write_crops(path: Path, crops: Sequence[Crop]) -> None:
     """Write ``crops.csv``, only when that changes it."""
-    write_table(path, _COLUMNS + _QUALITY, map(_to_row, crops))
+    write_table(path, (*_COLUMNS, _OF_CLIP, *_QUALITY), map(_to_row, crops))
 
 
 def _to_row(crop: Crop) -> tuple[Any, ...]:
     measured = asdict(crop.quality).values() if crop.quality else [None] * (len(_QUALITY) - 1)
-    return (crop.id, *crop.box, crop.source, crop.fingerprint, *measured, " ".join(crop.flags))
+    own = (crop.id, *crop.box, crop.source, crop.fingerprint, crop.clip)
+    return (*own, *measured, " ".join(crop.flags))
 
 
 def flag_counts(crops: Iterable[Crop]) -> dict[str, int]:

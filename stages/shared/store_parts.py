@@ -1,7 +1,7 @@
 """What the two stages that write Zarr stores share: shards as parts, the clip index, and stale stores."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -17,14 +17,15 @@ from harcache.cache.sampling import stored_frames
 from harcache.cache.shard_writer import ShardWriter
 from harcache.cache.store_paths import records_dir, shard_path
 from harcache.cache.store_writer import create_store, write_index
+from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.files import partial_path, writing
 from harcache.pipeline.base.fingerprints import fingerprint
 from harcache.pipeline.base.progress import notice
 from harcache.pipeline.clips import Clip, read_manifest
 from harcache.pipeline.params import DatasetParams
 from harcache.pipeline.work.engine import Engine, Report
-from harcache.pipeline.work.outcomes import Counts
-from harcache.pipeline.work.parts import Outcome, Record
+from harcache.pipeline.work.outcomes import Counts, read_failures
+from harcache.pipeline.work.parts import Outcome, Record, read_records
 from harcache.pipeline.work.plan import Unit, Wanted, plan
 from harcache.stages.shared.crop_table import Crop, read_crops
 from harcache.stages.shared.rates import Timer
@@ -48,6 +49,9 @@ def store_parameters(stage: Literal["heatmap", "rgb"], params: DatasetParams) ->
     return asdict(params.heatmap) | asdict(params.frames) | {"persons": params.pose.max_persons}
 
 
+_BEFORE = ("detect", "pose", "crop")
+
+
 @dataclass(frozen=True)
 class Cropped:
     """The clips that have a crop, how the others ended, and how many frames of a clip are stored."""
@@ -59,10 +63,16 @@ class Cropped:
 
     @classmethod
     def read(cls, workspace: Workspace, max_frames: int | None) -> "Cropped":
-        """Read the manifest and the crops of a dataset."""
+        """Read the manifest and the crops of a dataset.
+
+        Raises HarcacheError where the crop stage has not seen some of the clips, or not as they are now.
+        """
         clips, crops = read_manifest(workspace.manifest), read_crops(workspace.crops)
-        others = [clip for clip in clips if clip.id not in crops]
-        skipped = [Outcome(clip.id, "skipped", "", "no crop") for clip in others]
+        others = [clip.id for clip in clips if clip.id not in crops]
+        listed = workspace.failures("crop")
+        ends = {id: status for id, status, _ in read_failures(listed)} if listed.exists() else {}
+        _check_seen([id for id in others if id not in ends], clips, crops, workspace)
+        skipped = [Outcome(id, "skipped", "", f"{ends[id]} in crop") for id in others]
         return cls([clip for clip in clips if clip.id in crops], crops, skipped, max_frames)
 
     @property
@@ -80,6 +90,39 @@ class Cropped:
     def rows(self, clip: Clip) -> np.ndarray:
         """Return the frames of a clip that are stored, numbered from its start: (rows,) int64."""
         return stored_frames(clip.frames, self.max_frames)
+
+
+def _check_seen(
+    absent: Sequence[str], clips: Sequence[Clip], crops: Mapping[str, Crop], workspace: Workspace
+) -> None:
+    """Raise HarcacheError for clips that are ``absent`` from the crops, or were changed since."""
+    older = f"{workspace.crops} is older than {workspace.manifest}:"
+    if absent:
+        raise HarcacheError(
+            f"{older} it lacks {len(absent)} of {len(clips)} clips, first '{absent[0]}'; "
+            f"run {_stages_before(workspace, absent)} first, or 'dvc repro'"
+        )
+    known = {id: crop.clip for id, crop in crops.items() if crop.clip}
+    changed = [clip.id for clip in clips if known.get(clip.id, clip.fingerprint) != clip.fingerprint]
+    if changed:
+        raise HarcacheError(
+            f"{older} {len(changed)} of {len(clips)} clips have other frames now, first '{changed[0]}'; "
+            f"run {_commands(_BEFORE, workspace)} first, or 'dvc repro'"
+        )
+
+
+def _stages_before(workspace: Workspace, ids: Sequence[str]) -> str:
+    """Return the commands that give clips a crop, from the first stage on that has not seen them all."""
+    stages = list(_BEFORE)
+    for folder in (workspace.detections, workspace.poses):
+        if not {outcome.id for outcome in all_outcomes(read_records(folder))}.issuperset(ids):
+            break
+        del stages[0]
+    return _commands(stages, workspace)
+
+
+def _commands(stages: Iterable[str], workspace: Workspace) -> str:
+    return ", ".join(f"'harcache {stage} {workspace.dataset}'" for stage in stages)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,14 @@ from harcache.pipeline.base.fingerprints import fingerprint
 from harcache.pipeline.base.progress import say
 from harcache.pipeline.clips import Clip
 from harcache.pipeline.work.engine import Engine, Report
-from harcache.pipeline.work.outcomes import Counts, check_max_failed, write_counts, write_failures
+from harcache.pipeline.work.outcomes import (
+    Counts,
+    check_max_failed,
+    check_max_skipped,
+    check_usable,
+    write_counts,
+    write_failures,
+)
 from harcache.pipeline.work.parts import Outcome, Record, publish, read_records, remove_part, sound_records
 from harcache.pipeline.work.plan import Unit, Wanted, plan
 from harcache.stages.shared.rates import Timer, rate_file, rate_summary, write_rate
@@ -28,6 +35,7 @@ __all__ = [
     "Parts",
     "Rules",
     "SkipError",
+    "Unasked",
     "all_outcomes",
     "build_parts",
     "build_table_part",
@@ -61,6 +69,18 @@ class Inputs:
     skipped: tuple[Outcome, ...]
     token: str
     noted: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Unasked:
+    """Clips that are skipped although nobody asked for it.
+
+    ``max_skipped``: the part of all clips that params.yaml allows. ``hint``: sentences on what may be wrong.
+    """
+
+    ids: Sequence[str]
+    max_skipped: float
+    hint: str
 
 
 @dataclass(frozen=True)
@@ -267,15 +287,22 @@ def finish_stage(
     outcomes: Sequence[Outcome],
     ok: int = 0,
     tables: Sequence[Path] = (),
+    unasked: Unasked | None = None,
 ) -> Counts:
     """Write and print how the stage's clips ended, and raise HarcacheError when too many failed.
 
-    ``outcomes`` are all clips but for ``ok`` more that ended well, ``tables`` what else it wrote whole.
+    So it does when too many were skipped ``unasked``, and when no clip ended well. ``outcomes`` are all clips
+    but for ``ok`` more that ended well, ``tables`` what else it wrote whole.
     """
     by_status = Counter(outcome.status for outcome in outcomes)
     counts = Counts(ok + by_status["ok"], by_status["skipped"], by_status["failed"])
     write_failures(workspace.failures(stage), outcomes)
     write_counts(workspace.counts(stage), counts, [workspace.failures(stage), *tables])
     say(f"{stage}: {counts.ok} ok, {counts.skipped} skipped, {counts.failed} failed of {counts.total} clips")
-    check_max_failed(stage, counts, workspace.max_failed, workspace.failures(stage))
+    listed = workspace.failures(stage)
+    check_max_failed(stage, counts, workspace.max_failed, listed)
+    check_usable(stage, counts, listed, unasked.hint if unasked else "")
+    if unasked:
+        most = unasked.max_skipped if workspace.max_skipped is None else workspace.max_skipped
+        check_max_skipped(stage, unasked.ids, counts.total, most, listed, unasked.hint)
     return counts

@@ -32,6 +32,7 @@ class Workspace:
     weights_dir: Path | None = None
     device: str = "cpu"
     max_failed: float = 0.01  # part of the clips that may fail before the stage does
+    max_skipped: float | None = None  # the same of clips skipped unasked; None: as params.yaml says, or none
     retry_failed: bool = False
 
     @classmethod

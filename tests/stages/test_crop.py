@@ -206,7 +206,7 @@ def test_a_table_of_before_is_read_and_its_clips_are_measured(
         assert read_crops(workspace.crops)["found"].quality == replace(now["found"].quality, **unknown)
         _run(params, workspace)
         assert read_crops(workspace.crops) == now
-    rows = [",".join(line[:-7]) for line in lines]
+    rows = [",".join(line[:7]) for line in lines]
     old = [row for row in rows if "whole image" not in row]
     workspace.crops.write_text("\n".join(old) + "\n")
     assert {name: one.box for name, one in read_crops(workspace.crops).items()} == {"found": now["found"].box}
@@ -314,7 +314,10 @@ def test_the_table_gives_back_what_was_written(
 ) -> None:
     path = tmp_path_factory.mktemp("crops") / "crops.csv"
     found = [None, Quality(1, 0.25, 0.5, 2, 0.75), Quality(1, 0.25, 0.5, 2, 0.75, 3)]
-    crops = [Crop(n, box, "whole image: a, b", "ff", found[box[0] % 3]) for n, box in boxes.items()]
+    crops = [
+        Crop(n, box, "whole image: a, b", "ff", found[box[0] % 3], "ab" * (box[1] % 2))
+        for n, box in boxes.items()
+    ]
     write_crops(path, crops)
     assert read_crops(path) == {one.id: one for one in crops}
 

@@ -15,10 +15,11 @@ from harcache.cache.annotations import read_poses
 from harcache.cache.errors import CacheError
 from harcache.cache.store_paths import records_dir
 from harcache.pipeline.base.errors import HarcacheError
-from harcache.pipeline.clips import read_manifest
+from harcache.pipeline.clips import read_manifest, write_manifest
 from harcache.pipeline.params import DatasetParams, FramesParams, HeatmapParams
 from harcache.pipeline.work.engine import Engine
-from harcache.pipeline.work.outcomes import Counts
+from harcache.pipeline.work.outcomes import Counts, read_failures, write_failures
+from harcache.pipeline.work.parts import Outcome
 from harcache.stages import heatmap
 from harcache.stages.heatmap import draw_heatmaps
 from harcache.stages.shared.crop_table import read_crops
@@ -203,12 +204,51 @@ def test_a_moved_crop_remakes_its_part_alone(own_demo: Workspace, params: Datase
     np.testing.assert_array_equal(store.heatmaps(last), old_last)
 
 
-def test_a_clip_without_a_crop_is_skipped(own_demo: Workspace, params: DatasetParams) -> None:
+def test_a_clip_that_the_crop_stage_failed_is_skipped(own_demo: Workspace, params: DatasetParams) -> None:
+    lines = own_demo.crops.read_text().splitlines()
+    name = lines[-1].partition(",")[0]
+    own_demo.crops.write_text("\n".join(lines[:-1]) + "\n")
+    write_failures(own_demo.failures("crop"), [Outcome(name, "failed", "", "by hand")])
+    assert _run(params, own_demo) == Counts(5, 1, 0)
+    assert read_failures(own_demo.failures("heatmap")) == [(name, "skipped", "failed in crop")]
+    with pytest.raises(CacheError, match=f"no clip '{name}' among 5"):
+        cache.open(own_demo.heatmaps).heatmaps(name)
+
+
+def test_crops_older_than_the_manifest_are_an_error_that_says_which_stages_to_run(
+    own_demo: Workspace, params: DatasetParams
+) -> None:
+    clips = read_manifest(own_demo.manifest)
     lines = own_demo.crops.read_text().splitlines()
     own_demo.crops.write_text("\n".join(lines[:-1]) + "\n")
-    assert _run(params, own_demo) == Counts(5, 1, 0)
-    with pytest.raises(CacheError, match=f"no clip '{lines[-1].partition(',')[0]}' among 5"):
-        cache.open(own_demo.heatmaps).heatmaps(lines[-1].partition(",")[0])
+    lacks = rf"crops\.csv is older than .*manifest\.csv: it lacks 1 of 6 clips, first '{clips[-1].id}'; run "
+    with pytest.raises(HarcacheError, match=lacks + "'harcache crop demo' first, or 'dvc repro'"):
+        _run(params, own_demo)
+    (own_demo.failures("crop")).unlink()
+    with pytest.raises(HarcacheError, match=lacks + "'harcache crop demo' first"):
+        _run(params, own_demo)
+    write_manifest(own_demo.manifest, [*clips, replace(clips[0], id="new")])
+    with pytest.raises(
+        HarcacheError, match=r"lacks 2 of 7.*run 'harcache detect demo', 'harcache pose demo', 'harcache crop"
+    ):
+        _run(params, own_demo)
+
+
+def test_crops_of_a_video_that_was_replaced_are_an_error(own_demo: Workspace, params: DatasetParams) -> None:
+    clips = read_manifest(own_demo.manifest)
+    write_manifest(own_demo.manifest, [replace(clips[0], mtime_ns=7), *clips[1:]])
+    assert _run(params, own_demo) == Counts(6, 0, 0)
+    write_manifest(own_demo.manifest, [replace(clips[0], digest="other"), *clips[1:]])
+    message = (
+        rf"crops\.csv is older than .*manifest\.csv: 1 of 6 clips have other frames now, first "
+        rf"'{clips[0].id}'; run 'harcache detect demo', 'harcache pose demo', 'harcache crop demo' first"
+    )
+    with pytest.raises(HarcacheError, match=message):
+        _run(params, own_demo)
+    # Tables of earlier versions don't say of which clips they are.
+    rows = [line.split(",") for line in own_demo.crops.read_text().splitlines()]
+    own_demo.crops.write_text("".join(",".join([*row[:7], *row[8:]]) + "\n" for row in rows))
+    assert _run(params, own_demo) == Counts(6, 0, 0)
 
 
 def test_a_clip_longer_than_a_shard_is_named(own_demo: Workspace, params: DatasetParams) -> None:

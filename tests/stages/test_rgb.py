@@ -221,7 +221,8 @@ def test_a_shard_of_broken_videos_alone_is_no_file(long_clips: tuple[DatasetPara
     small, workspace = long_clips
     for video in workspace.videos.iterdir():
         _cut(video)
-    assert _run(small, workspace) == Counts(0, 0, 4)
+    with pytest.raises(HarcacheError, match="rgb: none of 4 clips can be used, 0 skipped and 4 failed"):
+        _run(small, workspace)
     assert _shards(workspace) == {}
     assert cache.open(workspace.rgb).ids == ()
 

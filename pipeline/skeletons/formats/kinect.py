@@ -40,7 +40,7 @@ class KinectPoses:
         self._files, self._missing = find_skeletons(folder), read_missing(folder)
         self.frames: Mapping[str, int] = {}
 
-    def __contains__(self, id: str) -> bool:
+    def __contains__(self, id: object) -> bool:
         return id in self._files
 
     @cached_property
@@ -49,9 +49,13 @@ class KinectPoses:
         stats = {id: path.stat() for id, path in self._files.items()}
         return {id: f"{s.st_size} {s.st_mtime_ns} {id in self._missing}" for id, s in stats.items()}
 
+    def leaves_out(self, id: str) -> bool:
+        """Return whether a list names the clip's skeletons as missing, unless such clips are kept."""
+        return id in self._missing and not self._keep_missing
+
     def absence(self, id: str) -> str | None:
         """Return why a clip has no poses, None where it has some."""
-        if id in self._missing and not self._keep_missing:
+        if self.leaves_out(id):
             return f"a list in {self._folder} names its skeletons as missing"
         return None if id in self else f"{self._folder} has no skeletons of it"
 

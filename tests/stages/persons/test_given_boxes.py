@@ -12,7 +12,7 @@ import pytest
 
 from harcache.cache.annotations import read_detections
 from harcache.pipeline.base.errors import HarcacheError
-from harcache.pipeline.clips import read_manifest
+from harcache.pipeline.clips import read_manifest, write_manifest
 from harcache.pipeline.params import DatasetParams, GivenBoxesParams
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import Counts, read_failures
@@ -65,12 +65,24 @@ def test_the_boxes_of_a_file_are_those_of_the_clips(
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_changed_clip_alone_changes_its_part_and_nobody_is_no_failure(
+def test_boxes_may_call_a_clip_by_its_videos_path_without_suffix(
     own_demo: Workspace, params: DatasetParams, tmp_path: Path
+) -> None:
+    clips = [replace(clip, video=f"wave/{n}.mp4") for n, clip in enumerate(read_manifest(own_demo.manifest))]
+    write_manifest(own_demo.manifest, clips)
+    source = tmp_path / "boxes.csv"
+    source.write_text(f"{_HEADER}wave/1,0,10,20,30,60,0.5\n")
+    _run(params, own_demo, source)
+    assert _boxes_of(own_demo)[clips[1].id][0].tolist() == [[10, 20, 30, 60, 0.5]]
+
+
+def test_a_changed_clip_alone_changes_its_part_and_nobody_is_no_failure(
+    own_demo: Workspace, params: DatasetParams, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "boxes.csv"
     source.write_text(_HEADER)
     assert _run(params, own_demo, source).ok == len(_boxes_of(own_demo))
+    assert "has no boxes of 6 of 6 clips, first " in capsys.readouterr().err
     assert not any(map(len, np.concatenate(list(_boxes_of(own_demo).values()), axis=0)))
     part = part_file(own_demo.detections, 0)
     before = part.stat().st_mtime_ns

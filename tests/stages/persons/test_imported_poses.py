@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from harcache import cache
-from harcache.cache.annotations import read_detections, read_poses, read_positions
+from harcache.cache.annotations import read_detections, read_poses, read_positions, write_detections
 from harcache.commands import inspect
 from harcache.commands.poses import export_poses
 from harcache.pipeline.base.errors import HarcacheError
@@ -25,7 +25,7 @@ from harcache.pipeline.params import (
 from harcache.pipeline.skeletons.imported import ImportedPose, write_imported_poses
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import Counts, read_failures
-from harcache.pipeline.work.parts import publish, read_records
+from harcache.pipeline.work.parts import Outcome, publish, read_records
 from harcache.stages import crop, detect, heatmap, pose
 from harcache.stages.shared.crop_table import read_crops
 from harcache.stages.shared.units import CLIPS_PER_PART, part_file
@@ -50,7 +50,7 @@ def _imported(id: str, persons: int = 1, frames: int = _FRAMES, **other: object)
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """A dataset whose videos are not there: nothing here opens one."""
     monkeypatch.chdir(tmp_path)
-    return Workspace.under(tmp_path, "small", tmp_path / "videos", max_failed=1.0)
+    return Workspace.under(tmp_path, "small", tmp_path / "videos", max_failed=1.0, max_skipped=1.0)
 
 
 def _run(
@@ -109,6 +109,77 @@ def test_a_clip_is_also_found_by_its_videos_name_where_that_is_its_own(
     ]
     assert _import(workspace, params, clips, [_imported("one"), _imported("two")]) == Counts(1, 2, 0)
     assert set(_reasons(workspace)) == {"wave_two", "walk_two"}
+
+
+def test_a_clip_is_also_found_by_its_videos_path_without_suffix(
+    workspace: Workspace, params: DatasetParams, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips = [_clip(f"{action}__1", video=f"{action}/1.mp4") for action in ("wave", "walk")]
+    poses = [_imported("wave/1"), _imported("walk/1", 2), _imported("run/1")]
+    assert _import(workspace, params, clips, poses) == Counts(2, 0, 0)
+    np.testing.assert_array_equal(_keypoints(workspace, "walk__1"), poses[1].keypoints)
+    assert "poses.h5 has poses of 1 more, first 'run/1', which are not used" in capsys.readouterr().err
+
+
+def test_a_path_that_several_clips_have_is_no_name_of_any(
+    workspace: Workspace, params: DatasetParams
+) -> None:
+    # Two spans of one video, and a video whose name is another clip's id.
+    clips = [_clip("one", video="wave/1.mp4"), _clip("two", video="wave/1.mp4"), _clip("x", video="one.mp4")]
+    poses = [_imported("one"), _imported("wave/1"), _imported("two")]
+    assert _import(workspace, params, clips, poses) == Counts(2, 1, 0)
+    assert set(_reasons(workspace)) == {"x"}
+
+
+def test_poses_that_match_no_clip_are_an_error_with_ids_of_both_sides(
+    workspace: Workspace, params: DatasetParams
+) -> None:
+    clips = [_clip(f"wave__{n}", video=f"wave/{n}.mp4") for n in (1, 2, 3)]
+    message = (
+        r"pose: none of 3 clips can be used, 3 skipped and 0 failed; first wave__1: poses\.h5 has no poses "
+        r"of it; wave__2: .*poses\.h5 has poses of 'Wave-1', 'Wave-2'; the clips are "
+        r"'wave__1' \(wave/1\.mp4\), 'wave__2' \(wave/2\.mp4\)"
+    )
+    with pytest.raises(HarcacheError, match=message):
+        _import(workspace, params, clips, [_imported("Wave-1"), _imported("Wave-2"), _imported("Wave-3")])
+
+
+def test_clips_without_poses_are_an_error_unless_they_are_allowed(
+    workspace: Workspace, params: DatasetParams
+) -> None:
+    strict = replace(workspace, max_skipped=None)
+    clips = [_clip("a"), _clip("b"), _clip("c")]
+    message = (
+        r"pose: 1 of 3 skipped that nobody asked to skip, more than 0\.0%; first 'c'\. poses\.h5 has poses "
+        r"of 'a', 'b'; the clips are 'a' \(a\.mp4\), 'b' \(b\.mp4\)\. All are listed in .*pose\.csv: add "
+        r"what they lack, or allow it by --max-skipped 0\.34, for dvc by HARCACHE_MAX_SKIPPED=0\.34, or "
+        r"for good by max_skipped: 0\.34 in the section pose of params\.yaml"
+    )
+    with pytest.raises(HarcacheError, match=message):
+        _import(strict, params, clips, [_imported("a"), _imported("b")])
+    before = part_file(workspace.poses, 0).stat().st_mtime_ns
+    allowed = ImportedPoseParams("import", "poses.h5", 2, max_skipped=0.34)
+    assert _run(strict, params, allowed)[1] == Counts(2, 1, 0)
+    assert _run(replace(strict, max_skipped=0.5), params, replace(allowed, max_skipped=0))[1].skipped == 1
+    # How many may be skipped changes nothing that is made.
+    assert part_file(workspace.poses, 0).stat().st_mtime_ns == before
+
+
+def test_clips_that_failed_in_detection_are_not_skipped_unasked(
+    workspace: Workspace, params: DatasetParams
+) -> None:
+    strict = replace(workspace, max_skipped=None)
+    write_manifest(workspace.manifest, [_clip("a"), _clip("b")])
+    write_imported_poses(Path("poses.h5"), [_imported("a")], {})
+    empty = [np.empty((0, 5), np.float32)] * _FRAMES
+    workspace.detections.mkdir(parents=True)
+    write_detections(workspace.detections / "new", {"a": empty})
+    outcomes = [Outcome("a", "ok", "x"), Outcome("b", "failed", "x", "broken")]
+    final = part_file(workspace.detections, 0)
+    publish(workspace.detections, workspace.detections, 0, outcomes, {workspace.detections / "new": final})
+    given = replace(params, detect=NoDetectParams("none"), pose=ImportedPoseParams("import", "poses.h5", 2))
+    with Engine(workers=0) as engine:
+        assert pose.run(given, strict, engine) == Counts(1, 1, 0)
 
 
 def test_keypoints_are_scaled_to_the_videos_size(workspace: Workspace, params: DatasetParams) -> None:
@@ -242,13 +313,20 @@ def test_kinects_skeletons_go_through_to_the_heatmaps_with_their_places_in_space
 def test_clips_on_a_list_of_missing_skeletons_can_be_kept(
     workspace: Workspace, params: DatasetParams
 ) -> None:
-    id = _NTU.format(1)
-    write_manifest(workspace.manifest, [_clip(id)])
-    write_skeleton(Path("skeletons", f"{id}.skeleton"), [{1: body(0)}] * _FRAMES)
-    Path("skeletons", "missing_skeletons.txt").write_text(id)
-    assert _run(workspace, params, KinectPoseParams("kinect", "skeletons", 2))[1] == Counts(0, 1, 0)
+    strict = replace(workspace, max_skipped=None)
+    id, other, gone = (_NTU.format(i) for i in (1, 2, 3))
+    write_manifest(workspace.manifest, [_clip(id), _clip(other), _clip(gone)])
+    for name in (id, other):
+        write_skeleton(Path("skeletons", f"{name}.skeleton"), [{1: body(0)}] * _FRAMES)
+    Path("skeletons", "missing_skeletons.txt").write_text(f"{id}\n{gone}\n")
+    # The list asks for it, be there a file or not.
+    assert _run(strict, params, KinectPoseParams("kinect", "skeletons", 2))[1] == Counts(1, 2, 0)
     kept = KinectPoseParams("kinect", "skeletons", 2, keep_missing=True)
-    assert _run(workspace, params, kept)[1] == Counts(1, 0, 0)
+    assert _run(workspace, params, kept)[1] == Counts(2, 1, 0)
+    with pytest.raises(
+        HarcacheError, match=f"pose: 1 of 3 skipped that nobody asked to skip.*first '{gone}'"
+    ):
+        _run(strict, params, kept)
     # NTU's pixels are those of 1920x1080, this video is smaller.
     np.testing.assert_allclose(_keypoints(workspace, id)[0, 0, :, 0], body(0)[:, 5] / 6, rtol=1e-5)
 

@@ -23,6 +23,7 @@ from harcache.stages import crop, detect, heatmap, pose, rgb
 from harcache.stages.shared.rates import Timer, rate_file
 from harcache.stages.shared.units import (
     Parts,
+    Unasked,
     all_outcomes,
     build_parts,
     finish_stage,
@@ -98,8 +99,12 @@ def test_every_clip_ends_in_exactly_one_way(
     workspace = replace(Workspace.under(project, "small", project), max_failed=1.0)
     clips = _clips(count)
     failing = sorted(f"c{i}" for i in bad if i < count)
-    counts = _build(workspace, clips, failing)
-    assert counts == Counts(count - len(failing), 0, len(failing))
+    counts = Counts(count - len(failing), 0, len(failing))
+    if counts.ok:
+        assert _build(workspace, clips, failing) == counts
+    else:
+        with pytest.raises(HarcacheError, match=f"count: none of {count} clips can be used"):
+            _build(workspace, clips, failing)
     assert Counter(o.id for o in all_outcomes(read_records(workspace.detections))) == Counter(
         c.id for c in clips
     )
@@ -228,6 +233,39 @@ def test_too_many_failures_are_an_error_after_everything_is_written(workspace: W
     ):
         _build(strict, _clips(9), bad=["c2", "c7"])
     assert len(read_records(strict.detections)) == 3
+    assert len(read_failures(strict.failures("count"))) == 2
+
+
+def test_a_stage_without_one_usable_clip_is_an_error_whatever_may_fail(workspace: Workspace) -> None:
+    message = (
+        r"count: none of 3 clips can be used, 0 skipped and 3 failed; first c0: c0\.mp4 is bad; mend it; c1"
+    )
+    with pytest.raises(HarcacheError, match=message):
+        _build(replace(workspace, max_failed=1, max_skipped=1), _clips(3), bad=["c0", "c1", "c2"])
+    with pytest.raises(HarcacheError, match=r"count: none of 0 clips can be used.*the manifest lists none"):
+        _build(workspace, [])
+
+
+@pytest.mark.parametrize(
+    ("option", "listed", "allowed"), [(None, 0.0, 0), (None, 0.5, 1), (0.5, 0.0, 1), (0.0, 0.5, 0)]
+)
+def test_clips_skipped_unasked_have_a_limit_which_an_option_sets_before_the_parameters(
+    workspace: Workspace, option: float | None, listed: float, allowed: int
+) -> None:
+    strict = replace(workspace, max_skipped=option)
+    outcomes = [Outcome("a", "ok", ""), *(Outcome(id, "skipped", "", "why") for id in ("asked", "b"))]
+    finish_stage("count", strict, outcomes)
+    if allowed:
+        assert finish_stage("count", strict, outcomes, unasked=Unasked(["b"], listed, "Hint.")) == Counts(
+            1, 2, 0
+        )
+        return
+    with pytest.raises(
+        HarcacheError,
+        match=r"count: 1 of 3 skipped that nobody asked to skip, more than 0\.0%; first 'b'\. Hint\. .*"
+        r"--max-skipped 0\.34, for dvc by HARCACHE_MAX_SKIPPED=0\.34, or for good by max_skipped: 0\.34",
+    ):
+        finish_stage("count", strict, outcomes, unasked=Unasked(["b"], listed, "Hint."))
     assert len(read_failures(strict.failures("count"))) == 2
 
 
