@@ -23,7 +23,14 @@ from harcache.pipeline.params import DatasetParams
 from harcache.pipeline.params.networks import AMFI_NETWORKS, EPAM_NETWORKS, WHOLE_NETWORKS, Network
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import read_counts
-from harcache.stages.scoring.accuracy import confusion, hardest_pairs, in_pairs, mean_class, softmax, top
+from harcache.stages.scoring.accuracy import (
+    accuracy_within_pairs,
+    count_confusions,
+    hardest_pairs,
+    mean_class_accuracy,
+    softmax,
+    top_accuracy,
+)
 from harcache.stages.scoring.results import Cost, Outputs, Scored, write_results
 from harcache.stages.shared.crop_table import flag_counts, read_crops
 from harcache.stages.shared.workspace import EXTRACTION, Workspace
@@ -39,14 +46,14 @@ from harcache.stages.training.samples import (
 )
 from harcache.stages.training.trained import Trained, check_classes, load_trained, scores_of
 
-__all__ = ["run", "run_own"]
+__all__ = ["run", "run_custom"]
 
 _BATCH = 16
 _PRINTED_PAIRS = 5
 
 
 @dataclass(frozen=True)
-class _Test:
+class _TestSplit:
     """What the networks are tested on."""
 
     params: DatasetParams
@@ -60,7 +67,7 @@ class _Test:
 
 def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> dict[str, Any]:
     """Measure the trained networks on the test split; write and print metrics, and write predictions."""
-    test, scored = _measured(_trained(EPAM_NETWORKS, workspace), None, params, workspace)
+    test, scored = _score_all(_checkpoints(EPAM_NETWORKS, workspace), None, params, workspace)
     metrics: dict[str, Any] = {
         "clips": {stage: asdict(read_counts(workspace.counts(stage))) for stage in EXTRACTION}
     }
@@ -74,12 +81,14 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> dict[str
         metrics |= against_truth(workspace, test.clips, truth)
         if np.isin(test.labels, object_pairs()).any():
             pose = next(one for one in scored if one.name == "pose")
-            metrics["top1"]["pose_in_object_pairs"] = in_pairs(pose.scores, test.labels, object_pairs())
-    _finish(Outputs.of(workspace), metrics, test, scored)
+            metrics["top1"]["pose_in_object_pairs"] = accuracy_within_pairs(
+                pose.scores, test.labels, object_pairs()
+            )
+    _write_and_print(Outputs.of(workspace), metrics, test, scored)
     return metrics
 
 
-def run_own(
+def run_custom(
     checkpoints: Sequence[Path],
     views: int | None,
     out: Path | None,
@@ -95,31 +104,31 @@ def run_own(
     results, if these are its trained networks' and sampled as the parameters say; else the folder ``own`` of
     the evaluation, so that nothing of `dvc repro` changes.
     """
-    paths = list(checkpoints) or _trained(AMFI_NETWORKS if amfi else EPAM_NETWORKS, workspace)
-    test, scored = _measured(paths, views, params, workspace)
+    paths = list(checkpoints) or _checkpoints(AMFI_NETWORKS if amfi else EPAM_NETWORKS, workspace)
+    test, scored = _score_all(paths, views, params, workspace)
     if out is None and amfi and not checkpoints and views is None:
         outputs = Outputs.of_amfi(workspace)
     else:
         outputs = Outputs.under(out or workspace.evaluation / "own")
     metrics = _accuracies(scored, test) | {"checkpoints": [str(path) for path in paths]}
-    _finish(outputs, metrics, test, scored)
+    _write_and_print(outputs, metrics, test, scored)
     say(f"written to {outputs.folder}")
     return metrics
 
 
-def _trained(networks: Sequence[Network], workspace: Workspace) -> list[Path]:
+def _checkpoints(networks: Sequence[Network], workspace: Workspace) -> list[Path]:
     return [workspace.training(network) / CHECKPOINT for network in networks]
 
 
-def _measured(
+def _score_all(
     paths: Sequence[Path], views: int | None, params: DatasetParams, workspace: Workspace
-) -> tuple[_Test, list[Scored]]:
+) -> tuple[_TestSplit, list[Scored]]:
     """Load and check all networks before any of them works; return what they say of the test clips."""
     # An early stage that is missing is named before the training that needs it.
     classes = read_classes(workspace.classes)
     check_stores(params, workspace)
     trained = _load(paths, workspace.device)
-    test = _test_of(list(trained.values()), classes, views, params, workspace)
+    test = _test_split(list(trained.values()), classes, views, params, workspace)
     for one in trained.values():
         check_classes(one, test.classes, f"{params.name}'s '{test.protocol}'")
         _check_protocol(one, test)
@@ -138,13 +147,13 @@ def _load(paths: Sequence[Path], device: str) -> dict[str, Trained]:
     return trained
 
 
-def _test_of(
+def _test_split(
     trained: Sequence[Trained],
     classes: Mapping[str, list[str]],
     views: int | None,
     params: DatasetParams,
     workspace: Workspace,
-) -> _Test:
+) -> _TestSplit:
     first, *others = (training_params(one.kind, params) for one in trained)
     for other in others:
         if other.protocol != first.protocol:
@@ -155,10 +164,10 @@ def _test_of(
     names = class_names(classes, first, params.name)
     clips = split_clips(workspace, first, "test")
     labels = np.array([clip.label(first.protocol) for clip in clips], np.int64)
-    return _Test(params, workspace, first.protocol, views or first.evaluate.clips, clips, labels, names)
+    return _TestSplit(params, workspace, first.protocol, views or first.evaluate.clips, clips, labels, names)
 
 
-def _check_protocol(trained: Trained, test: _Test) -> None:
+def _check_protocol(trained: Trained, test: _TestSplit) -> None:
     """Another protocol's test split holds clips that the network learnt from."""
     extra = trained.checkpoint.extra
     made, protocol = extra.get("dataset"), extra.get("protocol")
@@ -171,12 +180,12 @@ def _check_protocol(trained: Trained, test: _Test) -> None:
         )
 
 
-def _inputs(trained: Trained, test: _Test) -> NetworkInputs:
+def _inputs(trained: Trained, test: _TestSplit) -> NetworkInputs:
     inputs = inputs_of(trained.kind, section_of(trained.kind, test.params), trained.graph)
     return replace(inputs, views=test.views)
 
 
-def _score(name: str, trained: Trained, test: _Test) -> Scored:
+def _score(name: str, trained: Trained, test: _TestSplit) -> Scored:
     """The scores of each clip, averaged over its views, and what a view costs."""
     device = test.workspace.device
     samples = open_dataset(_inputs(trained, test), test.workspace, test.clips, test.protocol)
@@ -205,29 +214,34 @@ def _with_fusion(scored: Sequence[Scored]) -> list[Scored]:
     return fused
 
 
-def _accuracies(scored: Sequence[Scored], test: _Test) -> dict[str, Any]:
+def _accuracies(scored: Sequence[Scored], test: _TestSplit) -> dict[str, Any]:
     counts = {
-        one.name: confusion(one.scores.argmax(axis=1), test.labels, len(test.classes)) for one in scored
+        one.name: count_confusions(one.scores.argmax(axis=1), test.labels, len(test.classes))
+        for one in scored
     }
     costs = {one.name: one.cost for one in scored if one.cost is not None}
     return {
-        "top1": {one.name: top(1, one.scores, test.labels) for one in scored},
-        "top5": {one.name: top(5, one.scores, test.labels) for one in scored},
-        "mean_class": {name: mean_class(each) for name, each in counts.items()},
+        "top1": {one.name: top_accuracy(1, one.scores, test.labels) for one in scored},
+        "top5": {one.name: top_accuracy(5, one.scores, test.labels) for one in scored},
+        "mean_class": {name: mean_class_accuracy(each) for name, each in counts.items()},
         "parameters": {name: cost.parameters for name, cost in costs.items()},
         "multiply_adds": {name: cost.multiply_adds for name, cost in costs.items()},
         "test": {"clips": len(test.clips), "samples_a_clip": test.views},
     }
 
 
-def _finish(outputs: Outputs, metrics: Mapping[str, Any], test: _Test, scored: Sequence[Scored]) -> None:
+def _write_and_print(
+    outputs: Outputs, metrics: Mapping[str, Any], test: _TestSplit, scored: Sequence[Scored]
+) -> None:
     # The whole network where it is there, else what comes nearest to it.
     shown = next((one for one in scored if one.name in WHOLE_NETWORKS), scored[-1])
     write_results(outputs, metrics, test.clips, test.labels, test.classes, scored, shown)
     _print_summary(metrics, test, scored, shown)
 
 
-def _print_summary(metrics: Mapping[str, Any], test: _Test, scored: Sequence[Scored], shown: Scored) -> None:
+def _print_summary(
+    metrics: Mapping[str, Any], test: _TestSplit, scored: Sequence[Scored], shown: Scored
+) -> None:
     if "clips" in metrics:
         say(f"{'stage':<10}{'ok':>8}{'skipped':>9}{'failed':>8}")
         for stage, counts in metrics["clips"].items():
@@ -253,8 +267,8 @@ def _print_summary(metrics: Mapping[str, Any], test: _Test, scored: Sequence[Sco
     _print_pairs(test, shown)
 
 
-def _print_pairs(test: _Test, shown: Scored) -> None:
-    counts = confusion(shown.scores.argmax(axis=1), test.labels, len(test.classes))
+def _print_pairs(test: _TestSplit, shown: Scored) -> None:
+    counts = count_confusions(shown.scores.argmax(axis=1), test.labels, len(test.classes))
     pairs = hardest_pairs(counts)[:_PRINTED_PAIRS]
     if pairs:
         say(f"hardest for {shown.name}:")

@@ -44,7 +44,7 @@ def evaluate(
     """
     with stdout_for_json(as_json):
         if checkpoints or amfi or clips or out:
-            metrics = run_stage("evaluate", checkpoints, clips, out, amfi, entry="run_own", **options)
+            metrics = run_stage("evaluate", checkpoints, clips, out, amfi, entry="run_custom", **options)
         else:
             metrics = run_stage("evaluate", **options)
     if as_json:

@@ -17,7 +17,15 @@ from harcache.commands.prediction.poses import counted
 from harcache.commands.prediction.samples import SampledSpan
 from harcache.pipeline.base.progress import Progress
 from harcache.pipeline.video.frames import Probe, read_frames, write_video
-from harcache.stages.pictures.drawing import COLOURS, WHITE, draw_box, draw_skeleton, even, lit, with_text
+from harcache.stages.pictures.drawing import (
+    COLOURS,
+    WHITE,
+    draw_box,
+    draw_skeleton,
+    shade,
+    with_even_sides,
+    with_text,
+)
 
 __all__ = ["OVERLAYS", "Shown", "write_overlay"]
 
@@ -74,7 +82,7 @@ def _draw(frame: np.ndarray, number: int, shown: Shown, min_score: float, scale:
             )
             draw_box(image, span.boxes[person, t] * scale, colour, thickness)
             draw_skeleton(image, joints * scale, colour, thickness)
-    return even(with_text(image, _lines(shown)))
+    return with_even_sides(with_text(image, _lines(shown)))
 
 
 def _lit(frame: np.ndarray, number: int, shown: Shown) -> np.ndarray:
@@ -90,7 +98,7 @@ def _lit(frame: np.ndarray, number: int, shown: Shown) -> np.ndarray:
     top, left = max(y1, 0), max(x1, 0)
     inside = weights[top - y1 : height - y1, left - x1 : width - x1]
     light[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
-    return lit(frame, light)
+    return shade(frame, light)
 
 
 def _lines(shown: Shown) -> tuple[str, ...]:

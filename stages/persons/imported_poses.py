@@ -43,7 +43,7 @@ __all__ = ["Context", "process", "run"]
 
 # Videos and poses of the same recording may differ by some frames at the end, as NTU's often do.
 _FRAMES_OFF = 5
-_BroughtAlong = ImportedPoseParams | KinectPoseParams
+_Params = ImportedPoseParams | KinectPoseParams
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Context:
     """
 
     folder: Path
-    params: _BroughtAlong
+    params: _Params
     token: str
     ambiguous: frozenset[str]
 
 
-def run(params: _BroughtAlong, workspace: Workspace, engine: Engine) -> Counts:
+def run(params: _Params, workspace: Workspace, engine: Engine) -> Counts:
     """Take the poses of every clip that the detect stage did not fail on."""
     clips = read_manifest(workspace.manifest)
     inputs = inputs_from(workspace.detections, clips)
@@ -164,7 +164,7 @@ def _fitted(values: np.ndarray, clip: Clip, nobody: float) -> np.ndarray:
     return np.concatenate([values[:, : clip.frames], filling], axis=1)
 
 
-def _open(params: _BroughtAlong) -> PoseSource:
+def _open(params: _Params) -> PoseSource:
     source = Path(params.source)
     if isinstance(params, ImportedPoseParams):
         return ImportedPoses(source)
@@ -172,6 +172,6 @@ def _open(params: _BroughtAlong) -> PoseSource:
 
 
 @lru_cache(maxsize=1)
-def _opened(params: _BroughtAlong, token: str) -> PoseSource:
+def _opened(params: _Params, token: str) -> PoseSource:
     # Read once a process and state of the source.
     return _open(params)

@@ -22,11 +22,11 @@ __all__ = [
     "WHITE",
     "draw_box",
     "draw_skeleton",
-    "even",
-    "lit",
+    "shade",
     "text_band",
+    "with_even_sides",
     "with_text",
-    "wrapped",
+    "wrap_lines",
 ]
 
 # Okabe and Ito's (https://jfly.uni-koeln.de/color), the ones that are light enough on dark ground.
@@ -63,7 +63,7 @@ def draw_skeleton(image: np.ndarray, joints: np.ndarray, colour: Sequence[int], 
             cv2.circle(image, joint, width, edge, cv2.FILLED, cv2.LINE_AA)
 
 
-def lit(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def shade(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Darken (H, W, 3) uint8 where ``weights``, (H, W) 0..1, are small."""
     light = _DARKEST + (1 - _DARKEST) * weights.astype(np.float32)
     return (image * light[..., None]).astype(np.uint8)
@@ -93,13 +93,13 @@ def text_band(lines: tuple[str, ...], width: int, size: int) -> np.ndarray:
     return np.asarray(band)
 
 
-def wrapped(lines: Sequence[str], width: int, size: int) -> tuple[str, ...]:
+def wrap_lines(lines: Sequence[str], width: int, size: int) -> tuple[str, ...]:
     """Break lines for `text_band`, where their number may differ from picture to picture."""
     letters = max(_FEWEST_LETTERS, int((width - size) / (_LETTER * size)))
     return tuple(row for line in lines for row in textwrap.wrap(line, letters))
 
 
-def even(image: np.ndarray) -> np.ndarray:
+def with_even_sides(image: np.ndarray) -> np.ndarray:
     """Repeat the last row and column where their number is odd, which yuv420p can't hold."""
     height, width = image.shape[:2]
     return np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), "edge")

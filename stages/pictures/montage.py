@@ -17,10 +17,10 @@ from harcache.stages.pictures.drawing import (
     WHITE,
     draw_box,
     draw_skeleton,
-    even,
-    lit,
+    shade,
     text_band,
-    wrapped,
+    with_even_sides,
+    wrap_lines,
 )
 
 __all__ = ["PANEL", "Scene", "picture", "video_frames"]
@@ -83,13 +83,15 @@ def picture(scene: Scene, columns: Sequence[int]) -> np.ndarray:
 def video_frames(scene: Scene, answer: str) -> Iterator[np.ndarray]:
     """Yield the scene's frames with a panel of each kind; ``answer`` is a line of text for all."""
     kinds = _kinds(scene)
-    panels = [np.concatenate(_spaced([_panel(scene, kind, 0, height=PANEL) for kind in kinds], 1), 1)]
+    panels = [np.concatenate(_with_gaps([_panel(scene, kind, 0, height=PANEL) for kind in kinds], 1), 1)]
     width = max(panels[0].shape[1], 2 * PANEL)
     title = _text([scene.title[0]], width, _LABEL)
     for t, number in enumerate(scene.numbers.tolist()):
         panels = [_panel(scene, kind, t, height=PANEL) for kind in kinds]
         told = text_band((f"frame {number}   {answer}",), width, _NUMBER)
-        yield even(np.concatenate([title, told, _filled(np.concatenate(_spaced(panels, 1), 1), width)]))
+        yield with_even_sides(
+            np.concatenate([title, told, _padded(np.concatenate(_with_gaps(panels, 1), 1), width)])
+        )
 
 
 def _kinds(scene: Scene) -> list[str]:
@@ -124,10 +126,10 @@ def _panel(
     side = height or width or PANEL
     crop = np.zeros((side, side, 3), np.uint8) if scene.crops is None else _scaled(scene.crops[t], side, side)
     if kind == "heatmap" and scene.heatmaps is not None:
-        return _heated(crop, scene.heatmaps[t])
+        return _with_heatmaps(crop, scene.heatmaps[t])
     if kind == "attention" and scene.attention is not None:
         weights = scene.attention[t] / max(float(scene.attention.max()), 1e-6)
-        return lit(crop, _scaled(weights.astype(np.float32), side, side).clip(0, 1))
+        return shade(crop, _scaled(weights.astype(np.float32), side, side).clip(0, 1))
     return crop
 
 
@@ -147,10 +149,10 @@ def _source(scene: Scene, t: int, height: int | None, width: int | None) -> np.n
         # Its edges are often the image's own.
         corner = np.minimum(scene.crop[2:] * scale, (wide, high)) - 2
         draw_box(image, np.concatenate([np.maximum(scene.crop[:2] * scale, 1), corner]), WHITE, 1)
-    return _filled(image, width or wide, height or high)
+    return _padded(image, width or wide, height or high)
 
 
-def _heated(crop: np.ndarray, maps: np.ndarray) -> np.ndarray:
+def _with_heatmaps(crop: np.ndarray, maps: np.ndarray) -> np.ndarray:
     """Lay the heatmaps (V, s, s) of left and right joints over a crop, darkened and grey, in two colours."""
     side = len(crop)
     grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)[..., None] * np.float32(_BESIDE)
@@ -170,20 +172,20 @@ def _scaled(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _text(lines: Sequence[str], width: int, size: int) -> np.ndarray:
-    return text_band(wrapped(lines, width, size), width, size)
+    return text_band(wrap_lines(lines, width, size), width, size)
 
 
 def _row(images: Sequence[np.ndarray], width: int) -> np.ndarray:
-    return _filled(np.concatenate(_spaced(images, 1), axis=1), width)
+    return _padded(np.concatenate(_with_gaps(images, 1), axis=1), width)
 
 
-def _spaced(images: Sequence[np.ndarray], axis: int) -> list[np.ndarray]:
+def _with_gaps(images: Sequence[np.ndarray], axis: int) -> list[np.ndarray]:
     shape = list(images[0].shape)
     shape[axis] = _GAP
     gap = np.zeros(shape, np.uint8)
     return [part for image in images for part in (gap, image)][1:]
 
 
-def _filled(image: np.ndarray, width: int, height: int = 0) -> np.ndarray:
+def _padded(image: np.ndarray, width: int, height: int = 0) -> np.ndarray:
     """Black to the right of an image and below it, up to ``width`` and ``height`` pixels."""
     return np.pad(image, ((0, max(0, height - len(image))), (0, width - image.shape[1]), (0, 0)))

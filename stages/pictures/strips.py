@@ -46,15 +46,15 @@ class Strips:
 
     def of(self, id: str) -> Picture | None:
         """Return a clip's picture, or None where there is none to be had."""
-        strip = self._stored(id)
+        strip = self._cached(id)
         if strip is None:
-            strip = self._filmed(id)
+            strip = self._first_frame(id)
         if strip is None:
             return None
         jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(strip), quality=_QUALITY)
         return Picture(_data_uri(jpeg, "image/jpeg"), strip.shape[1], strip.shape[0])
 
-    def _stored(self, id: str) -> np.ndarray | None:
+    def _cached(self, id: str) -> np.ndarray | None:
         """Draw frames above, heatmaps below: (2 or 1 sides, 4 sides, 3) uint8."""
         frames = self._rows("frames", id)
         volumes = self._rows("volume", id)
@@ -68,7 +68,7 @@ class Strips:
         rows = [drawn] if frames is None else [frames, drawn]
         return np.concatenate([np.concatenate(row, axis=1) for row in rows])
 
-    def _filmed(self, id: str) -> np.ndarray | None:
+    def _first_frame(self, id: str) -> np.ndarray | None:
         """Return a clip's first frame, as high as a row."""
         clip = self._clips.get(id)
         if clip is None:

@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Pair", "confusion", "hardest_pairs", "in_pairs", "mean_class", "per_class", "softmax", "top"]
+__all__ = [
+    "Pair",
+    "accuracy_within_pairs",
+    "class_measures",
+    "count_confusions",
+    "hardest_pairs",
+    "mean_class_accuracy",
+    "softmax",
+    "top_accuracy",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +43,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def top(k: int, scores: np.ndarray, labels: np.ndarray) -> float:
+def top_accuracy(k: int, scores: np.ndarray, labels: np.ndarray) -> float:
     """Return the part of clips whose class is among the ``k`` that score most: (N, C) scores, (N,) labels.
 
     Of classes that score the same the first ones count.
@@ -43,20 +52,20 @@ def top(k: int, scores: np.ndarray, labels: np.ndarray) -> float:
     return float((best == labels[:, None]).any(axis=1).mean())
 
 
-def confusion(said: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+def count_confusions(said: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """Count clips by class (rows) and the class said (columns): (classes, classes) int64."""
     counts = np.zeros((classes, classes), np.int64)
     np.add.at(counts, (labels, said), 1)
     return counts
 
 
-def mean_class(counts: np.ndarray) -> float:
+def mean_class_accuracy(counts: np.ndarray) -> float:
     """Return the mean over classes of each one's accuracy; classes without clips do not count."""
     clips = counts.sum(axis=1)
     return float((counts.diagonal()[clips > 0] / clips[clips > 0]).mean())
 
 
-def per_class(counts: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+def class_measures(counts: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
     """Return a row a class: number, name, clips, part found (recall), precision, and the commonest error.
 
     What no clip decides is None: the recall of a class without clips, the precision of one never said.
@@ -87,7 +96,7 @@ def hardest_pairs(counts: np.ndarray) -> list[Pair]:
     return sorted(pairs, key=lambda pair: (-pair.rate, -pair.clips, pair.first, pair.second))
 
 
-def in_pairs(scores: np.ndarray, labels: np.ndarray, pairs: Sequence[tuple[int, int]]) -> float:
+def accuracy_within_pairs(scores: np.ndarray, labels: np.ndarray, pairs: Sequence[tuple[int, int]]) -> float:
     """How often the right one of two classes scores more, over the clips of all pairs; chance is 0.5."""
     right = [scores[labels == a, a] > scores[labels == a, b] for pair in pairs for a, b in (pair, pair[::-1])]
     return float(np.concatenate(right).mean())

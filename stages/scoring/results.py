@@ -16,7 +16,7 @@ from harcache.pipeline.base.files import write_atomically
 from harcache.pipeline.base.tables import write_json, write_table
 from harcache.pipeline.clips import Clip
 from harcache.stages.pictures.matrix import confusion_matrix
-from harcache.stages.scoring.accuracy import confusion, hardest_pairs, per_class
+from harcache.stages.scoring.accuracy import class_measures, count_confusions, hardest_pairs
 from harcache.stages.shared.workspace import Workspace
 
 __all__ = ["Cost", "Outputs", "Scored", "write_results"]
@@ -104,7 +104,7 @@ def _write_scores(
 def _write_tables(folder: Path, labels: np.ndarray, classes: Sequence[str], scored: Sequence[Scored]) -> None:
     by_class, by_pair, costs = [], [], []
     for one in scored:
-        counts = confusion(one.scores.argmax(axis=1), labels, len(classes))
+        counts = count_confusions(one.scores.argmax(axis=1), labels, len(classes))
         write_table(
             folder / "tables" / f"confusion-{one.name}.csv",
             ("actual", *classes),
@@ -112,7 +112,7 @@ def _write_tables(folder: Path, labels: np.ndarray, classes: Sequence[str], scor
         )
         picture = confusion_matrix(counts, classes, one.name, alone=True)
         write_atomically(folder / "pictures" / f"confusion-{one.name}.svg", picture.encode())
-        by_class += [(one.name, *(row[c] for c in _CLASS_COLUMNS)) for row in per_class(counts, classes)]
+        by_class += [(one.name, *(row[c] for c in _CLASS_COLUMNS)) for row in class_measures(counts, classes)]
         for pair in hardest_pairs(counts):
             names = classes[pair.first], classes[pair.second]
             taken = pair.first_as_second, pair.second_as_first

@@ -48,7 +48,7 @@ def _probabilities(found: dict[str, Any]) -> list[np.ndarray]:
 def _evaluated(network: str, params: DatasetParams, workspace: Workspace, out: Path) -> dict[str, np.ndarray]:
     """What evaluation from the caches says of each test clip."""
     with Engine(workers=0) as engine:
-        evaluate.run_own(
+        evaluate.run_custom(
             [workspace.training(network) / CHECKPOINT], None, out, False, params, workspace, engine
         )
     with np.load(out / "scores.npz") as kept:
@@ -322,7 +322,7 @@ def test_a_network_that_diverged_is_refused(
     with pytest.raises(HarcacheError, match=message):
         predictor.predict(min(trained.videos.glob("*.mp4")), Options())
     with Engine(workers=0) as engine, pytest.raises(HarcacheError, match=message):
-        evaluate.run_own([tmp_path / "nan.pt"], None, tmp_path, False, params, trained, engine)
+        evaluate.run_custom([tmp_path / "nan.pt"], None, tmp_path, False, params, trained, engine)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.clips import Clip, read_manifest
 from harcache.pipeline.params import DatasetParams
 from harcache.pipeline.video.frames import probe
-from harcache.stages.pictures.drawing import text_band, wrapped
+from harcache.stages.pictures.drawing import text_band, wrap_lines
 from harcache.stages.pictures.montage import PANEL, Scene, picture, video_frames
 from harcache.stages.shared.workspace import Workspace
 from harcache.stages.training.samples import CHECKPOINT
@@ -163,7 +163,7 @@ def test_a_video_of_any_shape_and_joints_fits_into_its_panel(size: tuple[int, in
 
 @pytest.mark.parametrize("text", ["W" * 15 + " " + "put on a hat or a cap, then take it off " * 5, "Ж" * 40])
 def test_text_ends_before_the_picture_does(text: str) -> None:
-    lines = wrapped([text], 480, 18)
+    lines = wrap_lines([text], 480, 18)
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
     assert not text_band(lines, 480, 18)[:, -4:].any()
 

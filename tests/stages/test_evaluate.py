@@ -19,7 +19,7 @@ from harcache.pipeline.clips import read_classes, read_manifest, write_manifest
 from harcache.pipeline.params import DatasetParams, EvaluateParams
 from harcache.pipeline.work.engine import Engine
 from harcache.stages import evaluate
-from harcache.stages.scoring.accuracy import in_pairs
+from harcache.stages.scoring.accuracy import accuracy_within_pairs
 from harcache.stages.scoring.extraction import detection_quality, pck
 from harcache.stages.shared.quality import FLAGS
 from harcache.stages.shared.workspace import Workspace
@@ -113,13 +113,13 @@ def test_in_pairs_only_the_two_scores_of_the_pair_matter() -> None:
     scores = np.zeros((5, 5))
     scores[:, 4] = 9
     scores[0, 0] = scores[1, 1] = scores[2, 2] = scores[3, 2] = 1
-    assert in_pairs(scores, labels, [(0, 1)]) == 1
-    assert in_pairs(scores, labels, [(2, 3)]) == 0.5
-    assert in_pairs(scores, labels, [(0, 1), (2, 3)]) == 0.75
+    assert accuracy_within_pairs(scores, labels, [(0, 1)]) == 1
+    assert accuracy_within_pairs(scores, labels, [(2, 3)]) == 0.5
+    assert accuracy_within_pairs(scores, labels, [(0, 1), (2, 3)]) == 0.75
 
 
 def test_a_tie_in_a_pair_is_not_right() -> None:
-    assert in_pairs(np.zeros((2, 2)), np.array([0, 1]), [(0, 1)]) == 0
+    assert accuracy_within_pairs(np.zeros((2, 2)), np.array([0, 1]), [(0, 1)]) == 0
 
 
 def _run(params: DatasetParams, workspace: Workspace) -> dict[str, dict[str, float]]:
@@ -127,11 +127,11 @@ def _run(params: DatasetParams, workspace: Workspace) -> dict[str, dict[str, flo
         return evaluate.run(params, workspace, engine)
 
 
-def _run_own(
+def _run_custom(
     checkpoints: list[Path], views: int | None, out: Path, params: DatasetParams, workspace: Workspace
 ) -> dict[str, Any]:
     with Engine(workers=0) as engine:
-        return evaluate.run_own(checkpoints, views, out, False, params, workspace, engine)
+        return evaluate.run_custom(checkpoints, views, out, False, params, workspace, engine)
 
 
 def _as_released(network: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -206,7 +206,7 @@ def test_networks_that_are_not_trained_yet_are_named(demo: Workspace, params: Da
 def own(trained: Workspace, params: DatasetParams, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What an evaluation of the three trained networks writes."""
     out = tmp_path_factory.mktemp("own")
-    metrics = _run_own([], None, out, params, trained)
+    metrics = _run_custom([], None, out, params, trained)
     assert metrics == json.loads((out / "metrics.json").read_text())
     return out
 
@@ -248,7 +248,7 @@ def test_a_network_of_ones_own_is_measured_as_the_trained_one_and_changes_nothin
     network, _ = load_network(trained.training("epam") / CHECKPOINT)
     torch.save({"model_state_dict": _as_released(network)}, released)
     before = digests(trained.data)
-    found = _run_own([trained.training("epam") / CHECKPOINT, released], 1, tmp_path, params, trained)
+    found = _run_custom([trained.training("epam") / CHECKPOINT, released], 1, tmp_path, params, trained)
     assert found["top1"] == {"epam": whole["top1"]["epam"], "epam-2": whole["top1"]["epam"]}
     with np.load(tmp_path / "scores.npz") as kept:
         assert np.allclose(kept["epam"], kept["epam-2"], atol=1e-5)
@@ -259,7 +259,7 @@ def test_ten_samples_are_the_mean_of_the_ten_that_testing_draws(
     trained: Workspace, params: DatasetParams, tmp_path: Path
 ) -> None:
     assert params.train is not None
-    _run_own([trained.training("pose") / CHECKPOINT], 10, tmp_path, params, trained)
+    _run_custom([trained.training("pose") / CHECKPOINT], 10, tmp_path, params, trained)
     many = replace(params.train, evaluate=EvaluateParams(10))
     samples = make_dataset("pose", trained, many, split_clips(trained, many, "test"), False)
     network, _ = load_network(trained.training("pose") / CHECKPOINT)
@@ -286,11 +286,11 @@ def test_a_checkpoint_of_other_classes_is_refused(
     other = _changed(trained, tmp_path, classes=[*names[:-1], "juggle"])
     message = "has 'juggle' as class 11, but demo's 'xsub' has 'push'; give the dataset and protocol"
     with pytest.raises(HarcacheError, match=message):
-        _run_own([other], None, tmp_path, params, trained)
+        _run_custom([other], None, tmp_path, params, trained)
     more = tmp_path / "more.pt"
     save_checkpoint(more, PoseXShiftNet(60, width=8, blocks=(1, 1, 1)))
     with pytest.raises(HarcacheError, match="tells 60 classes apart, but demo's 'xsub' has 12"):
-        _run_own([more], None, tmp_path, params, trained)
+        _run_custom([more], None, tmp_path, params, trained)
 
 
 def test_a_network_that_may_know_the_test_clips_is_refused(
@@ -299,7 +299,7 @@ def test_a_network_that_may_know_the_test_clips_is_refused(
     extra = load_checkpoint(trained.training("pose") / CHECKPOINT).extra | {"protocol": "xview"}
     other = _changed(trained, tmp_path, extra=extra)
     with pytest.raises(HarcacheError, match=r"trained on the protocol 'xview' and may know test clips"):
-        _run_own([other], None, tmp_path, params, trained)
+        _run_custom([other], None, tmp_path, params, trained)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_before_any_work(
     else:
         torch.save(content, path)
     with pytest.raises(HarcacheError, match=message):
-        _run_own([trained.training("pose") / CHECKPOINT, path], None, tmp_path / "own", params, trained)
+        _run_custom([trained.training("pose") / CHECKPOINT, path], None, tmp_path / "own", params, trained)
     assert not (tmp_path / "own").exists()
 
 
@@ -331,4 +331,4 @@ def test_an_empty_test_split_is_refused(
     clips = read_manifest(own_demo.manifest)
     write_manifest(own_demo.manifest, [clip for clip in clips if clip.split("xsub") == "train"])
     with pytest.raises(HarcacheError, match="no labelled clips in the test split of 'xsub'"):
-        _run_own([trained.training("pose") / CHECKPOINT], None, tmp_path, params, own_demo)
+        _run_custom([trained.training("pose") / CHECKPOINT], None, tmp_path, params, own_demo)

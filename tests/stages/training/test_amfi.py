@@ -167,7 +167,7 @@ def measured(
     own = _fresh(demo, tmp_path_factory.mktemp("measured"))
     (own.data / "training").symlink_to(taught.data / "training")
     with Engine(workers=0) as engine:
-        metrics = evaluate.run_own([], None, None, True, _PARAMS, own, engine)
+        metrics = evaluate.run_custom([], None, None, True, _PARAMS, own, engine)
     return metrics, Outputs.of_amfi(own).folder
 
 
@@ -200,7 +200,7 @@ def test_networks_of_two_protocols_are_not_compared(taught: Workspace, trained: 
     paths = [trained.training("pose") / CHECKPOINT, taught.training("skeleton") / CHECKPOINT]
     message = r"training\.demo\.protocol is 'xsub', but amfi\.demo\.protocol 'xview'; compare networks of one"
     with Engine(workers=0) as engine, pytest.raises(HarcacheError, match=message):
-        evaluate.run_own(paths, None, None, False, _with(protocol="xview"), taught, engine)
+        evaluate.run_custom(paths, None, None, False, _with(protocol="xview"), taught, engine)
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +233,7 @@ def test_kinects_skeletons_are_learnt_from_in_space(kinect: tuple[Workspace, Dat
     sample = make_dataset("skeleton", workspace, params.amfi, clips, False)[0]
     assert sample["positions"].shape == (8, 2, 25, 3)
     with Engine(workers=0) as engine:
-        metrics = evaluate.run_own(
+        metrics = evaluate.run_custom(
             [checkpoint], None, workspace.data / "own", False, params, workspace, engine
         )
     assert metrics["top1"].keys() == {"skeleton"}
@@ -274,7 +274,7 @@ def test_a_trained_network_of_another_graph_is_refused_before_others_are_measure
     save_checkpoint(tmp_path / "agcn.pt", AGCN(12, "ntu25"))
     paths = [taught.training("skeleton") / CHECKPOINT, tmp_path / "agcn.pt"]
     with Engine(workers=0) as engine, pytest.raises(HarcacheError, match="has no positions, expected 25"):
-        evaluate.run_own(paths, None, tmp_path / "own", False, _PARAMS, taught, engine)
+        evaluate.run_custom(paths, None, tmp_path / "own", False, _PARAMS, taught, engine)
     assert not (tmp_path / "own").exists()
 
 
