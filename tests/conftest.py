@@ -3,11 +3,16 @@
 import os
 
 import pytest
+from hypothesis import settings
 
 pytest_plugins = ["tests.tiny_demo"]
 
 # Before anything loads PyTorch; commands and workers inherit it. Threads that wait for cores spin on them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long one example takes says more of what else the machine does than of the code.
+settings.register_profile("harcache", deadline=None)
+settings.load_profile("harcache")
 
 
 @pytest.hookimpl(trylast=True)
