@@ -15,7 +15,7 @@ from numcodecs import Blosc
 
 from harcache.cache.array_spec import ArraySpec
 from harcache.cache.clip_index import IndexEntry
-from harcache.cache.codecs import encode_jpeg
+from harcache.cache.jpeg import encode_jpeg
 from harcache.cache.shard_writer import ShardWriter
 from harcache.cache.store_paths import shard_path
 from harcache.cache.store_writer import create_store, write_index

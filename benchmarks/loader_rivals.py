@@ -20,7 +20,7 @@ from numcodecs import blosc
 from torch.utils.data import DataLoader, Dataset
 
 from harcache.benchmarks.footage import HEATMAP_SIZE, QUALITY, SIGMA, Filmed
-from harcache.cache.codecs import decode_jpeg, encode_jpeg
+from harcache.cache.jpeg import decode_jpeg, encode_jpeg
 from harcache.cache.sampling import uniform_sample_train
 from harcache.cache.streaming.dataset import ClipDataset
 

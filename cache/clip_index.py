@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from harcache.cache.errors import CacheError
 from harcache.cache.group_metadata import REMEDY, read_attributes, require_complete, spec_of
 from harcache.cache.store_paths import shard_path
-from harcache.pipeline.base.files import file_digest, flush
+from harcache.cache.whole_array import read_whole_array
+from harcache.pipeline.base.files import file_digest
 
 __all__ = [
     "IndexEntry",
@@ -24,7 +23,6 @@ __all__ = [
     "read_index_array",
     "require_intact",
     "require_shard",
-    "write_index_array",
 ]
 
 _INDEX_ARRAYS = ("clip_id", "start", "length", "frame", "box", "image_size")
@@ -85,27 +83,10 @@ def index_arrays(clips: Sequence[IndexEntry], shard_rows: int, rows: int) -> dic
     }
 
 
-def write_index_array(root: Path, name: str, values: np.ndarray) -> None:
-    """Write one array of the index, whatever is there, and flush it to disk."""
-    array = zarr.create_array(
-        store=root,
-        name=name,
-        shape=values.shape,
-        dtype=str if values.dtype == object else values.dtype,
-        chunks=tuple(max(size, 1) for size in values.shape),
-        compressors=[ZstdCodec(), Crc32cCodec()],
-        # Every chunk is written, so that one that is not there is known to be lost.
-        config={"write_empty_chunks": True},
-        overwrite=True,
-    )
-    array[...] = values
-    _flush_tree(root / name)
-
-
 def read_index_array(root: Path, attributes: Mapping[str, Any], name: str) -> np.ndarray:
     """Read one array of the index whole; raise ``CacheError`` where it is damaged."""
     require_intact(root, attributes, name)
-    return np.asarray(zarr.open_array(store=root / name, mode="r")[...])
+    return read_whole_array(root / name)
 
 
 def index_digests(root: Path, arrays: Iterable[str]) -> dict[str, str]:
@@ -150,8 +131,3 @@ def _file_problem(path: Path, digest: str) -> str | None:
     if not path.is_file():
         return "is missing"
     return None if file_digest(path) == digest else "does not match its digest"
-
-
-def _flush_tree(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder, folder.parent]:
-        flush(path)

@@ -7,10 +7,9 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 
 from harcache.cache.array_spec import ArraySpec
 from harcache.cache.clip_index import read_index_array, require_intact, require_shard
@@ -19,6 +18,9 @@ from harcache.cache.group_metadata import read_attributes, require_complete, req
 from harcache.cache.shard_reader import ShardReader
 from harcache.cache.store_paths import shard_path
 from harcache.pipeline.base.errors import did_you_mean
+
+if TYPE_CHECKING:
+    import zarr
 
 __all__ = ["ClipStore", "open_store"]
 
@@ -76,7 +78,7 @@ class ClipStore:
         clip = self.index(id)
         return slice(int(self.start[clip]), int(self.start[clip] + self.length[clip]))
 
-    def array(self, name: str) -> zarr.Array:
+    def array(self, name: str) -> "zarr.Array":
         """Return an array as zarr-python sees it, after checking that no shard of a clip is missing.
 
         Zarr itself reads a missing shard as zeros.
@@ -85,6 +87,8 @@ class ClipStore:
         require_intact(self.path, self.attributes, name)
         for part in np.unique(self.start // self.attributes["shard_rows"]).tolist():
             require_shard(shard_path(self.path, spec, part))
+        import zarr
+
         return zarr.open_array(store=self.path / name, mode="r")
 
     def reader(self, name: str) -> ShardReader:

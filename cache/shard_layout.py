@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numcodecs import blosc, zstd
 
-from harcache.cache.codecs import JPEG_NAME, decode_jpeg
 from harcache.cache.errors import CacheError
+from harcache.cache.jpeg import JPEG_NAME, decode_jpeg
 
-__all__ = ["ShardLayout", "read_array_metadata", "shard_layout"]
+__all__ = ["NUMBERS", "ShardLayout", "decompress_zstd", "read_array_metadata", "shard_layout"]
 
-_NUMBERS = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)} | {
+NUMBERS = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)} | {
     "float16",
     "float32",
     "float64",
@@ -74,7 +74,7 @@ def shard_layout(metadata: dict[str, Any]) -> ShardLayout | None:
         } if (
             shard_rows > 0
             and row_shape == shard_row
-            and data_type in _NUMBERS
+            and data_type in NUMBERS
             and not metadata.get("storage_transformers")
         ):
             dtype = np.dtype(data_type).newbyteorder("<")
@@ -105,7 +105,7 @@ def _decoder(codecs: list[dict[str, Any]]) -> _Decode | None:
         case ["bytes", "blosc"]:
             return _decompress_blosc
         case ["bytes", "zstd"]:
-            return _decompress_zstd
+            return decompress_zstd
     return None
 
 
@@ -119,7 +119,8 @@ def _decompress_blosc(data: np.ndarray, out: np.ndarray) -> None:
     blosc.decompress(data, out)
 
 
-def _decompress_zstd(data: np.ndarray, out: np.ndarray) -> None:
+def decompress_zstd(data: np.ndarray, out: np.ndarray) -> None:
+    """Decompress (n,) uint8 into ``out``; raise ``ValueError`` or ``RuntimeError`` unless it fills it."""
     content = np.frombuffer(zstd.decompress(data), np.uint8)
     _require_size(content.nbytes, out)
     _copy(content, out)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 
 from harcache.cache.errors import CacheError
 from harcache.cache.shard_file import MISSING_CHUNK, parse_index, without_checksum
 from harcache.cache.shard_layout import ShardLayout, read_array_metadata, shard_layout
+from harcache.cache.whole_array import read_whole_array
 
 __all__ = ["ShardReader"]
 
@@ -75,6 +75,8 @@ class ShardReader:
 
     @cached_property
     def _zarr_array(self) -> Any:
+        import zarr
+
         return zarr.open_array(store=self._store / self._name, mode="r")
 
 
@@ -135,11 +137,9 @@ def _clip_of(store: Path, row: int) -> str:
     """Name the clip of a row, for a message."""
     names = ("start", "length", "clip_id")
     try:
-        starts, lengths, ids = (
-            np.asarray(zarr.open_array(store=store / name, mode="r")[...]) for name in names
-        )
+        starts, lengths, ids = (read_whole_array(store / name) for name in names)
         clips = np.flatnonzero((starts <= row) & (row < starts + lengths))
-    except (OSError, ValueError):
+    except (CacheError, OSError, ValueError, RuntimeError):
         # No index, or one in mid-write: the error that asks for the name matters more.
         return ""
     return f" (clip '{ids[clips[0]]}')" if len(clips) else ""

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harcache.cache.array_spec import ArraySpec, array_metadata, records_metadata
+from harcache.cache.array_spec import ArraySpec
 from harcache.cache.clip_index import (
     IndexEntry,
     check_entries,
     index_arrays,
     index_digests,
-    write_index_array,
 )
 from harcache.cache.errors import CacheError
 from harcache.cache.group_metadata import (
@@ -25,6 +24,7 @@ from harcache.cache.group_metadata import (
     write_attributes,
 )
 from harcache.cache.store_paths import records_dir
+from harcache.cache.zarr_writing import array_metadata, records_metadata, write_index_array
 from harcache.pipeline.base.files import write_atomically, write_if_changed
 
 __all__ = ["create_store", "mark_incomplete", "write_index"]

@@ -11,7 +11,7 @@ import pytest
 from harcache import cache
 from harcache.cache.array_spec import ArraySpec
 from harcache.cache.clip_index import IndexEntry
-from harcache.cache.codecs import decode_jpeg
+from harcache.cache.jpeg import decode_jpeg
 from harcache.cache.shard_writer import ShardWriter
 from harcache.cache.store_paths import shard_path
 from harcache.cache.store_writer import create_store, write_index

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harcache.cache.codecs import decode_jpeg, encode_jpeg
+from harcache.cache.jpeg import decode_jpeg, encode_jpeg
 from harcache.cache.sampling import rgb_positions, stored_frames
 from harcache.cache.streaming.dataset import Batch, RowReader
 from harcache.commands.prediction.poses import SpanPoses, counted

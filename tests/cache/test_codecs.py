@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import zarr
 
-from harcache.cache.codecs import JpegCodec, decode_jpeg, encode_jpeg
+from harcache.cache.codecs import JpegCodec
 from harcache.cache.errors import CacheError
+from harcache.cache.jpeg import decode_jpeg, encode_jpeg
 
 
 def _frame(height: int = 24, width: int = 40, shift: int = 0) -> np.ndarray:
