@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Dispatch", "Overdue", "died"]
 
-_LEAST_AHEAD = 64  # units; more of them here would only fill the memory
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_ALONE = 10.0
 _SECONDS_TO_LOAD = 300.0
@@ -74,7 +73,7 @@ class Dispatch:
         self._begun: dict[str, tuple[str, float]] = {}
         self._reports: dict[str, Any] = {}
         self._worked = self._stopped = False
-        self._ahead, self._alone_since = _LEAST_AHEAD, time.monotonic()
+        self._threads, self._alone_since = 1, time.monotonic()
         client.subscribe_topic(self._topic, self._note)
 
     def run(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, Any]]:
@@ -141,20 +140,21 @@ class Dispatch:
         waiting: dict[str, tuple[Unit, Future]] = {}
         next_look = time.monotonic()
         while True:
-            if 2 * len(waiting) <= self._ahead and not self._stopped:
-                waiting |= self._submit(list(islice(remaining, self._ahead - len(waiting))), ended)
+            # No worker gets a second unit: Dask would count it as lost, and so suspect, with the first one.
+            free = 0 if self._stopped else self._threads - len(waiting)
+            waiting |= self._submit(list(islice(remaining, max(0, free))), ended)
             if not waiting:
                 return
-            try:
-                key = ended.get(timeout=_SECONDS_BETWEEN_LOOKS)
-            except Empty:
-                key = ""
-            if key in waiting:
+            for key in _taken(ended):
+                if key not in waiting:
+                    continue
                 unit, future = waiting.pop(key)
                 result = self._result(key, future)
                 self._begun.pop(key, None)
                 if isinstance(result, StandstillError):
                     self._stop(waiting)
+                elif died(result):
+                    self._find_workers()
                 yield unit, result
             if time.monotonic() >= next_look:
                 self._find_workers()
@@ -231,7 +231,8 @@ class Dispatch:
         elif now - self._alone_since > _SECONDS_ALONE:
             self._warn(f"no worker is connected to {self._client.scheduler.address}; waiting for one")
             self._alone_since = float("inf")
-        self._ahead = max(_LEAST_AHEAD, 2 * threads)
+        # With no worker at all, one unit waits for the first that comes.
+        self._threads = max(1, threads)
         return threads
 
     def _look_at(self, workers: list[str]) -> None:
@@ -267,6 +268,17 @@ class Dispatch:
 
     def _warn(self, message: str) -> None:
         _log.warning("%s: %s", self._stage, printable(message))
+
+
+def _taken(ended: "SimpleQueue[str]") -> list[str]:
+    """Wait for a key, and take all that are there then."""
+    try:
+        keys = [ended.get(timeout=_SECONDS_BETWEEN_LOOKS)]
+    except Empty:
+        return []
+    while not ended.empty():
+        keys.append(ended.get())
+    return keys
 
 
 def _is_here() -> bool:
