@@ -115,7 +115,7 @@ def _sound(path: Path, cover: bool = False) -> None:
         frame.rate = 8000
         if picture is not None:
             picture.height, picture.width, picture.pix_fmt = 144, 192, "yuvj420p"
-            picture.disposition = av.stream.Disposition.attached_pic
+            picture.disposition = av.stream.Disposition.attached_pic.value
             container.mux(picture.encode(av.VideoFrame.from_ndarray(_figure(1)[0], format="rgb24")))
             container.mux(picture.encode())
         container.mux(stream.encode(frame))

@@ -188,5 +188,5 @@ def _write_truth(path: Path, spec: DemoSpec, clips: list[_DemoClip]) -> None:
         arrays[f"{clip.id}/boxes"], arrays[f"{clip.id}/keypoints"] = scene_truth(_scene(spec, clip))
     temporary = partial_path(path)
     with temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        np.savez_compressed(file, **arrays)
     temporary.replace(path)

@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -35,6 +35,9 @@ _DURATION_SLACK = 0.5  # seconds
 # Files of video alone: text that names other files (playlists, scripts) or the network opens none of them.
 _FORMATS = "mov,avi,matroska,mpeg,mpegvideo,mpegts,asf,flv,ogg,m4v,h264,hevc,mxf,nut,dv"
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+_PYAV = int(av.__version__.partition(".")[0])
+# Titles may be in any encoding. PyAV 19 reads them all; before, it had to be told to.
+_TEXT: dict[str, Any] = {"metadata_errors": "replace"} if _PYAV < 19 else {}
 # Decoding fewer frames costs less than reading the times of all.
 _WORTH_SEEKING = 250
 _TRIED = 32  # frames that must come as the packets list them before a file is trusted
@@ -100,7 +103,7 @@ def probe(path: Path) -> Probe:
     with _opened(path) as (container, stream):
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         packets = _count_packets(container, stream)
-        indexed = len(stream.index_entries)
+        indexed = _listed_packets(stream)
         _check_whole(path, packets, indexed, _stated_seconds(container, stream))
         may_be_empty = stream.codec_context.name == "mpeg4" and packets.smallest <= _EMPTY_PACKET
     listed = packets.count == indexed and not may_be_empty
@@ -197,7 +200,8 @@ def _stat_and_digest(path: Path) -> tuple[os.stat_result, str]:
 @contextmanager
 def _opened(path: Path, threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
     try:
-        with av.open(path, metadata_errors="replace", options=_OPTIONS) as container:
+        # `options` are for streams too: PyAV before 17.1 crashes where those are found late, as in MPEG.
+        with av.open(path, container_options=_OPTIONS, **_TEXT) as container:
             # The cover picture of a sound file counts as a video stream.
             streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
             if not streams:
@@ -332,6 +336,12 @@ def _count_packets(container: InputContainer, stream: VideoStream) -> _Packets:
     return _Packets(count, shown, damaged, end, min(sizes, default=0))
 
 
+def _listed_packets(stream: VideoStream) -> int:
+    """Return how many packets the container lists, without those that an edit list cuts off; 0: no list."""
+    # PyAV before 17 does not show the list, only how long it is before anything is cut off.
+    return len(stream.index_entries) if _PYAV >= 17 else stream.frames
+
+
 def _stated_seconds(container: InputContainer, stream: VideoStream) -> float:
     # The duration of an AVI file without its index is a guess from the bytes that are left.
     if container.format.name == "avi" and stream.average_rate:
@@ -343,7 +353,8 @@ def _check_whole(path: Path, packets: _Packets, indexed: int, seconds: float) ->
     if packets.count == 0:
         raise VideoError(f"{path} holds no frames: {_ADVICE}")
     if packets.count < indexed:
-        raise VideoError(f"{path} is cut short: it holds {packets.count} of {indexed} frames; {_ADVICE}")
+        advice = _ADVICE if _PYAV >= 17 else f"{_ADVICE}; if it plays to its end, install av>=17"
+        raise VideoError(f"{path} is cut short: it holds {packets.count} of {indexed} frames; {advice}")
     if packets.damaged:
         raise VideoError(
             f"{path} is cut short or damaged: some of its {packets.count} frames are not whole; {_ADVICE}"

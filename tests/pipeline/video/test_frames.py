@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.video import frames as video
 from harcache.pipeline.video.frames import VideoError, probe, read_frames, write_video
 
 _REAL_VIDEOS = Path(__file__).parents[4] / "shared" / "videos"
@@ -132,6 +133,7 @@ def test_a_range_past_the_end_is_an_error(tmp_path: Path) -> None:
         list(read_frames(path, 0, 25))
 
 
+@pytest.mark.skipif(video._PYAV < 15, reason="PyAV 14 writes such a file without its parameters")
 def test_a_video_cut_without_encoding_it_again_counts_only_what_is_shown(tmp_path: Path) -> None:
     source, path = tmp_path / "a.mp4", tmp_path / "b.mp4"
     write_video(source, _pictures(30), fps=25)
@@ -146,8 +148,24 @@ def test_a_video_cut_without_encoding_it_again_counts_only_what_is_shown(tmp_pat
     assert probe(path).frames == len(list(read_frames(path, 0, 20))) == 20
 
 
-def test_an_avi_that_skips_frames_is_no_damaged_one(tmp_path: Path) -> None:
-    path = tmp_path / "a.avi"
+@pytest.mark.parametrize("suffix", [".avi", ".mkv", ".mp4"])
+def test_a_title_in_any_encoding_leaves_the_frames_to_be_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    with av.open(path, "w") as container:
+        container.metadata["title"] = "of the film"
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for picture in _pictures(20):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    content = path.read_bytes()
+    assert b"of the film" in content
+    path.write_bytes(content.replace(b"of the film", b"\xfcber \xff\xfe\xe9\xe9\xe9\xe9"))
+    assert probe(path).frames == len(list(read_frames(path, 0, 20))) == 20
+
+
+def _skipping_avi(path: Path) -> Path:
+    """Write 20 frames and 5 empty packets, which show a frame for longer."""
     with av.open(path, "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
         stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
@@ -156,7 +174,22 @@ def test_an_avi_that_skips_frames_is_no_damaged_one(tmp_path: Path) -> None:
             frame.pts = number + (5 if number > 10 else 0)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.skipif(video._PYAV < 17, reason="PyAV before 17 does not show lists of packets")
+def test_an_avi_that_skips_frames_is_no_damaged_one(tmp_path: Path) -> None:
+    path = _skipping_avi(tmp_path / "a.avi")
     assert probe(path).frames == len(list(read_frames(path, 0, 20))) == 20
+
+
+def test_an_avi_that_skips_frames_is_refused_where_pyav_shows_no_list_of_packets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _skipping_avi(tmp_path / "a.avi")
+    monkeypatch.setattr(video, "_PYAV", min(16, video._PYAV))
+    with pytest.raises(VideoError, match=r"holds 20 of 25 frames; .* if it plays to its end, install av>=17"):
+        probe(path)
 
 
 @pytest.mark.parametrize(
