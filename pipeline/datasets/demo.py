@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -183,7 +184,7 @@ def _encode(root: Path, spec: DemoSpec, clip: _DemoClip) -> None:
 
 
 def _write_truth(path: Path, spec: DemoSpec, clips: list[_DemoClip]) -> None:
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for clip in clips:
         arrays[f"{clip.id}/boxes"], arrays[f"{clip.id}/keypoints"] = scene_truth(_scene(spec, clip))
     temporary = partial_path(path)
