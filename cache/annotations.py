@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harcache.cache.errors import CacheError
+from harcache.pipeline.base.errors import refuse_newer
 from harcache.pipeline.base.files import writing
 from harcache.pipeline.base.layers import load
 
@@ -188,6 +189,7 @@ def _reading(path: Path, kind: str, clip_id: str) -> Iterator[tuple["h5py.File",
     try:
         with h5py.File(path, "r") as file:
             found, wanted = file.attrs.get("format"), _format(kind)
+            refuse_newer(found, wanted, path)
             _require(found == wanted, path, clip_id, f"found format {found}, expected {wanted}; {_REMEDY}")
             clips = np.flatnonzero(file["clip_id"][:] == clip_id.encode())
             _require(len(clips) == 1, path, clip_id, "is not in this file; run the stage that makes it again")

@@ -29,8 +29,9 @@ def open_store(path: str | Path, expected: Mapping[str, Any] | None = None) -> "
     """Open a complete store for reading.
 
     ``expected``: attributes that it must have, as ``create_store`` was given them. Raises ``CacheError``
-    when there is no store, or when it is incomplete, damaged or of another format version, and
-    ``StaleStoreError`` that says what differs where it is not the one expected.
+    when there is no store, or when it is incomplete, damaged or of an older format version,
+    ``StaleStoreError`` that says what differs where it is not the one expected, and ``NewerFormatError``
+    where a newer version made it.
     """
     store = ClipStore(Path(path))
     if expected is not None:

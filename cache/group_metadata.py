@@ -11,6 +11,7 @@ from typing import Any
 
 from harcache.cache.array_spec import ArraySpec
 from harcache.cache.errors import CacheError, IncompleteStoreError, StaleStoreError
+from harcache.pipeline.base.errors import refuse_newer
 from harcache.pipeline.base.files import write_atomically
 from harcache.pipeline.base.fingerprints import fingerprint
 
@@ -55,7 +56,8 @@ def new_attributes(
 def read_attributes(root: Path) -> dict[str, Any]:
     """Read the attributes of a store's group.
 
-    Raises ``CacheError`` where there is no store, or it is damaged or of another format version.
+    Raises ``CacheError`` where there is no store, or it is damaged or of an older format version, and
+    ``NewerFormatError`` where a newer version made it.
     """
     path = root / "zarr.json"
     try:
@@ -68,6 +70,8 @@ def read_attributes(root: Path) -> dict[str, Any]:
     except (ValueError, AttributeError, RecursionError) as error:
         raise CacheError(f"{path}: damaged ({error}); {REMEDY}.") from error
     if found != (_FORMAT, _FORMAT_VERSION):
+        if found[0] == _FORMAT:
+            refuse_newer(found[1], _FORMAT_VERSION, root)
         raise CacheError(
             f"{root}: found format {found}, expected {(_FORMAT, _FORMAT_VERSION)};"
             " delete the store and run the stage that makes it, or use the version that made it."

@@ -14,7 +14,7 @@ from harcache import cache
 from harcache.cache.clip_index import index_problems
 from harcache.cache.errors import CacheError
 from harcache.cache.store_writer import mark_incomplete
-from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.errors import HarcacheError, NewerFormatError
 from harcache.pipeline.base.progress import notice, progress, say, say_json
 from harcache.pipeline.base.threads import thread_pool
 from harcache.pipeline.clips import read_manifest
@@ -79,7 +79,8 @@ def verify(workspace: Workspace, repair: bool = False) -> Verified:
     With ``repair`` each table and each part in which something is wrong is removed, record before files, and
     each store in which something is wrong is marked incomplete, so that the next run of the stage makes just
     that again. Tables of before their digests were kept are taken as they are.
-    What this version can't read counts as damaged.
+    What this version can't read counts as damaged, unless a newer one wrote it: NewerFormatError, before
+    anything is removed.
     """
     there = present(workspace)
     with dataset_lock(workspace.data, reading=not repair):
@@ -187,6 +188,8 @@ def _list_files(stage: str, folder: Path) -> _Cache:
 def _read_record(path: Path, part: int, found: _Cache) -> None:
     try:
         found.records[part] = read_record(path)
+    except NewerFormatError:
+        raise
     except (HarcacheError, OSError):
         found.unreadable.add(part)
 

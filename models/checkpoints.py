@@ -22,8 +22,9 @@ from harcache.models.networks.amfi_net import AMFINet, ResNet3D18
 from harcache.models.networks.epam_net import EPAMNet
 from harcache.models.networks.xshiftnet import PoseXShiftNet, RGBXShiftNet
 from harcache.models.torch_files import read_torch
-from harcache.pipeline.base.errors import HarcacheError, did_you_mean
+from harcache.pipeline.base.errors import HarcacheError, did_you_mean, refuse_newer
 from harcache.pipeline.base.files import refuse_to_replace_source, write_atomically
+from harcache.pipeline.base.text import shown
 
 __all__ = [
     "NETWORKS",
@@ -112,8 +113,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def _checkpoint_of(content: Any, path: Path) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        refuse_newer(found, _FORMAT, path)
         raise HarcacheError(
-            f"{path} is no harcache checkpoint (its format is {found}, expected '{_FORMAT}'); "
+            f"{path} is no harcache checkpoint (its format is {shown(found)}, expected '{_FORMAT}'); "
             f"load released EPAM-Net weights with load_released_checkpoint, or train again"
         )
     digest = content.pop("digest", None)

@@ -23,7 +23,7 @@ from torch import Tensor
 from harcache.models.pretrained.batching import Finish, Image
 from harcache.models.pretrained.inference import BatchRunner, not_finite, quicken, run_in
 from harcache.models.pretrained.weight_files import load_tensors
-from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.errors import HarcacheError, refuse_newer
 from harcache.pipeline.base.layers import load
 from harcache.pipeline.params import Precision
 
@@ -220,6 +220,7 @@ def _load(path: Path) -> tuple[Any, dict[int, str], int]:
         saved = load_tensors(path)
     except HarcacheError:
         saved = {}
+    refuse_newer(saved.get("format"), _FORMAT, path)
     return _load_saved(saved, path) if saved.get("format") == _FORMAT else _load_ultralytics(path)
 
 

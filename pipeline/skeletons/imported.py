@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from harcache.pipeline.base.errors import refuse_newer
 from harcache.pipeline.base.files import commit_file, partial_path, writing
 from harcache.pipeline.skeletons.errors import PoseFileError
 
@@ -157,6 +158,7 @@ class ImportedPoses:
             self._file = h5py.File(path, "r")
             found = self._file.attrs.get("format")
             if found != _FORMAT:
+                refuse_newer(found, _FORMAT, path)
                 raise PoseFileError(
                     f"{path}: found format {found}, expected {_FORMAT}; give what "
                     "'harcache poses import' wrote"

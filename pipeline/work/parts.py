@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 
-from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.errors import HarcacheError, refuse_newer
 from harcache.pipeline.base.files import commit_file, file_digest, flush, write_atomically
 from harcache.pipeline.base.garbage import collection_paused
 from harcache.pipeline.base.tables import json_text, parse_json
+from harcache.pipeline.base.text import shown
 
 __all__ = [
     "Outcome",
@@ -81,11 +82,15 @@ class Record:
         return _sealed(json_text(values).removesuffix("\n}"))
 
     @classmethod
-    def from_json(cls, text: str) -> "Record":
-        """Read what `to_json` gave; anything else raises ValueError, KeyError or TypeError."""
+    def from_json(cls, text: str, where: object = "the record") -> "Record":
+        """Read what `to_json` gave; anything else raises ValueError, KeyError or TypeError.
+
+        A later format raises NewerFormatError, which names ``where`` the text stands.
+        """
         values = parse_json(text)
         if values["format"] != _FORMAT:
-            raise ValueError(f"format {values['format']}: this version reads {_FORMAT}")
+            refuse_newer(values["format"], _FORMAT, where)
+            raise ValueError(f"format {shown(values['format'])}: this version reads {_FORMAT}")
         if text != _sealed(text.rpartition(_SEAL)[0]):
             raise ValueError("it does not match its digest")
         files = tuple((str(name), int(size), str(digest)) for name, size, digest in values["files"])
@@ -235,9 +240,12 @@ def record_path(record_dir: Path, part: int) -> Path:
 
 
 def read_record(path: Path) -> Record:
-    """Read one record; HarcacheError when it is damaged, of another format or under another part's name."""
+    """Read one record; HarcacheError when it is damaged, of another format or under another part's name.
+
+    NewerFormatError when a newer version wrote it.
+    """
     try:
-        record = Record.from_json(path.read_text(encoding="utf-8"))
+        record = Record.from_json(path.read_text(encoding="utf-8"), path)
     except (ValueError, KeyError, TypeError) as error:
         raise HarcacheError(
             f"{path} is no readable record ({error});"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from harcache.models.torch_files import read_torch
-from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.errors import HarcacheError, refuse_newer
 from harcache.pipeline.base.files import write_atomically
 
 __all__ = ["STATE", "Signals", "read_state", "requeue", "stopping", "write_state"]
@@ -46,6 +46,7 @@ def read_state(path: Path) -> dict[str, Any] | None:
         return None
     data = path.read_bytes()
     content = data[len(_MAGIC) + _DIGEST_BYTES :]
+    refuse_newer(data[: len(_MAGIC)].decode("latin-1").strip(), _MAGIC.decode().strip(), path)
     if not data.startswith(_MAGIC) or data[len(_MAGIC) :][:_DIGEST_BYTES] != _digest(content):
         raise HarcacheError(
             f"{path} is damaged or no state of a training run; delete it, and training starts anew"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from harcache.cache.annotations import read_detections, read_poses, write_detections, write_poses
 from harcache.cache.errors import CacheError
+from harcache.pipeline.base.errors import NewerFormatError
 
 _RNG = np.random.default_rng(0)
 _IDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
@@ -172,7 +173,9 @@ def test_a_newer_format_is_refused(tmp_path):
     write_detections(tmp_path / "part.h5", {"a": _boxes(1)})
     with h5py.File(tmp_path / "part.h5", "r+") as file:
         file.attrs["format"] = "harcache.detections/2"
-    with pytest.raises(CacheError, match=r"detections/2, expected harcache\.detections/1"):
+    with pytest.raises(
+        NewerFormatError, match=r"format harcache\.detections/2, this one reads harcache\.detections/1\)"
+    ):
         read_detections(tmp_path / "part.h5", "a")
 
 

@@ -16,7 +16,8 @@ from harcache.cache.clip_index import index_problems
 from harcache.cache.clip_store import open_store
 from harcache.cache.errors import CacheError, StaleStoreError
 from harcache.cache.store_paths import records_dir, shard_path
-from harcache.cache.store_writer import create_store, write_index
+from harcache.cache.store_writer import create_store, mark_incomplete, write_index
+from harcache.pipeline.base.errors import NewerFormatError
 from tests.cache.heatmap_stores import (
     ENTRIES,
     HEATMAPS,
@@ -127,15 +128,29 @@ def test_a_foreign_group_is_refused(tmp_path):
         open_store(tmp_path)
 
 
-def test_another_format_version_is_refused(tmp_path):
+def _set_version(folder, version):
+    metadata = json.loads((folder / "zarr.json").read_text())
+    metadata["attributes"]["format_version"] = version
+    (folder / "zarr.json").write_text(json.dumps(metadata))
+
+
+def test_an_older_format_version_is_refused(tmp_path):
     make_heatmaps(tmp_path)
-    metadata = json.loads((tmp_path / "zarr.json").read_text())
-    metadata["attributes"]["format_version"] = 3
-    (tmp_path / "zarr.json").write_text(json.dumps(metadata))
+    _set_version(tmp_path, 1)
     with pytest.raises(
-        CacheError, match=r"found format \('harcache.clips', 3\), expected \('harcache.clips', 2\); delete"
+        CacheError, match=r"found format \('harcache.clips', 1\), expected \('harcache.clips', 2\); delete"
     ):
         open_store(tmp_path)
+
+
+def test_a_newer_format_version_is_refused_and_no_advice_is_to_delete_it(tmp_path):
+    make_heatmaps(tmp_path)
+    _set_version(tmp_path, 3)
+    message = r"was written by a newer version of harcache \(format 3, this one reads 2\)"
+    for touch in (open_store, mark_incomplete, index_problems):
+        with pytest.raises(NewerFormatError, match=message):
+            touch(tmp_path)
+    assert (tmp_path / "zarr.json").is_file()
 
 
 @pytest.mark.parametrize("text", ['{"attributes"', "[]", "null", '{"attributes": [1]}', "[" * 100_000])

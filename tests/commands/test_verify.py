@@ -15,16 +15,17 @@ from click.testing import CliRunner, Result
 from harcache import cache
 from harcache.cache.clip_index import IndexEntry
 from harcache.cache.errors import CacheError
+from harcache.cache.group_metadata import read_attributes, write_attributes
 from harcache.cache.store_writer import write_index
 from harcache.cache.streaming.dataset import ClipDataset
 from harcache.cache.streaming.loader import ClipLoader
 from harcache.cli import main
 from harcache.commands import verify
 from harcache.commands.inspect import digests
-from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.errors import HarcacheError, NewerFormatError
 from harcache.pipeline.params import DatasetParams
 from harcache.pipeline.work.engine import Engine
-from harcache.pipeline.work.parts import dataset_lock
+from harcache.pipeline.work.parts import dataset_lock, read_record, record_path
 from harcache.stages import crop, detect, heatmap, index, pose, rgb, train
 from harcache.stages.shared import units as building
 from harcache.stages.shared.workspace import Workspace
@@ -383,3 +384,33 @@ def test_training_stops_at_damage_with_its_file_and_clip(
     with Engine(workers=0) as engine, pytest.raises(CacheError, match=rf"frames/c\.\d\.0\.0\.0: {clip}"):
         train.run("rgb", params, own_demo, engine)
     assert not own_demo.training("rgb").exists() or not list(own_demo.training("rgb").glob("*.pt"))
+
+
+def _newer_record(workspace: Workspace) -> Path:
+    path = record_path(workspace.poses, 0)
+    path.write_text(replace(read_record(path), format=3).to_json())
+    return path
+
+
+def _newer_store(workspace: Workspace) -> Path:
+    write_attributes(workspace.rgb, read_attributes(workspace.rgb) | {"format_version": 3})
+    return workspace.rgb
+
+
+@pytest.mark.parametrize("make", [_newer_record, _newer_store])
+def test_what_a_newer_version_wrote_is_not_damaged_and_nothing_of_it_is_removed(
+    demo: Workspace, params: DatasetParams, tmp_path: Path, make: Callable[[Workspace], Path]
+) -> None:
+    workspace = copy_of(demo, tmp_path)
+    path = make(workspace)
+    before = {file: file.read_bytes() for file in workspace.data.rglob("*") if file.is_file()}
+    message = rf"{path} was written by a newer version of harcache \(format 3, this one reads 2\)"
+    for repair in (False, True):
+        with pytest.raises(NewerFormatError, match=message):
+            verify.verify(workspace, repair)
+    with pytest.raises(HarcacheError, match=message):
+        _run(["detect", "pose", "crop", "heatmap", "rgb"], params, workspace)
+    after = {file: file.read_bytes() for file in before if file.is_file()}
+    assert {f: b for f, b in after.items() if f.name != ".lock"} == {
+        f: b for f, b in before.items() if f.name != ".lock"
+    }

@@ -142,7 +142,13 @@ def test_code_in_a_file_is_never_run(tmp_path):
         load_released_checkpoint(EPAMNet(**SMALL), path)
 
 
-@pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2], {"format": "harcache-checkpoint-9"}])
+def test_a_file_of_a_newer_version_is_named_so(tmp_path):
+    torch.save({"format": "harcache-checkpoint-9"}, tmp_path / "net.pt")
+    with pytest.raises(HarcacheError, match=r"net\.pt was written by a newer version of harcache"):
+        load_any_network(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2], {"format": "other-checkpoint-9"}])
 def test_a_foreign_file_is_refused(content, tmp_path):
     torch.save(content, tmp_path / "net.pt")
     with pytest.raises(HarcacheError, match=r"net.pt is no harcache checkpoint"):

@@ -181,6 +181,12 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     _assert_same(workspace, whole)
 
 
+def test_a_state_of_a_newer_version_is_not_to_be_deleted(tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_bytes(b"harcache-training-2\nand so on")
+    with pytest.raises(HarcacheError, match=r"state\.pt was written by a newer version of harcache"):
+        read_state(tmp_path / "state.pt")
+
+
 def test_a_run_that_is_asked_to_stop_saves_its_step_and_says_so(
     demo: Workspace, whole: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
