@@ -51,11 +51,7 @@ def folder(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _start(installed: Path, folder: Path, command: Sequence[str]) -> "subprocess.Popen[str]":
-    # Byte code apart, what is written into the installation is written by harcache or what it uses.
-    environment = environment_of(installed, folder.parent) | {
-        "HARCACHE_WORKERS": "0",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
+    environment = environment_of(installed, folder.parent) | {"HARCACHE_WORKERS": "0"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=folder, env=environment, **pipes)  # type: ignore[call-overload]
 
@@ -67,7 +63,7 @@ def _said(process: "subprocess.Popen[str]") -> str:
 
 
 def _written(installed: Path) -> dict[Path, int]:
-    """When each file of the environment, and of the packages that it borrows, was written."""
+    """When each file of the environment, and of the packages that it borrows, was written; not byte code."""
     packages = (installed, Path(sysconfig.get_path("purelib")))
     return {
         path: path.lstat().st_mtime_ns
