@@ -19,10 +19,11 @@ from harcache.benchmarks.timing import side_by_side
 from harcache.models.detectors.registry import load_detector
 from harcache.models.estimators.registry import load_pose_estimator
 from harcache.models.pretrained import mmpose_stand_ins
-from harcache.models.pretrained.batching import Network, Usage, extract
-from harcache.models.pretrained.inference import BatchRunner
+from harcache.models.pretrained.batch_runner import BatchRunner
+from harcache.models.pretrained.batching import Usage, extract
+from harcache.models.pretrained.network import Network
+from harcache.models.pretrained.ultralytics_files import prepare_ultralytics
 from harcache.models.pretrained.weight_files import find_config
-from harcache.models.pretrained.yolo import prepare_ultralytics
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.params import DetectParams, PoseParams, Precision
 from harcache.pipeline.video.frames import read_frames, write_video

@@ -22,13 +22,14 @@ from harcache.pipeline.params import (
     dataset_names,
     load_params,
 )
+from harcache.pipeline.params.backends import DETECTORS, POSE_ESTIMATORS
 
 __all__ = ["Checked", "Part", "check", "describe", "mmpose_requirements"]
 
 _OPENCV = tuple(
     f"opencv-{kind}" for kind in ("python", "python-headless", "contrib-python", "contrib-python-headless")
 )
-_BACKEND_LAYERS = {"ultralytics": "yolo", "mmpose": "mmpose"}
+_BACKEND_LAYERS = DETECTORS | POSE_ESTIMATORS
 
 
 @dataclass(frozen=True, slots=True)

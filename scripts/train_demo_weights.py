@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from harcache.models.pretrained import mmpose_stand_ins  # noqa: E402
-from harcache.models.pretrained.yolo import prepare_ultralytics, save_yolo  # noqa: E402
+from harcache.models.pretrained.ultralytics_files import prepare_ultralytics, save_yolo  # noqa: E402
 from harcache.pipeline.datasets.drawn_figures import motion  # noqa: E402
 from harcache.pipeline.datasets.drawn_figures.backgrounds import make_room  # noqa: E402
 from harcache.pipeline.datasets.drawn_figures.figures import render  # noqa: E402

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from harcache.cache.annotations import write_detections
-from harcache.models.pretrained.batching import Network
+from harcache.models.pretrained.network import Network
 from harcache.models.pretrained.weight_files import find_weights
 from harcache.pipeline.base.files import file_digest
 from harcache.pipeline.base.fingerprints import fingerprint

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from harcache.cache.annotations import read_detections, read_poses, write_poses
-from harcache.models.pretrained.batching import Network
-from harcache.models.pretrained.weight_files import find_config, find_weights
+from harcache.models.estimators.registry import files_of_estimator
+from harcache.models.pretrained.network import Network
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.files import file_digest
 from harcache.pipeline.base.fingerprints import fingerprint
@@ -48,9 +48,8 @@ def run(params: DatasetParams, workspace: Workspace, engine: Engine) -> Counts:
         return imported_poses.run(params.pose, workspace, engine)
     clips = read_manifest(workspace.manifest)
     # Fetched here once, before many workers do; other weights of the same name make other poses.
-    configs = [find_config(params.pose.config)] if params.pose.backend == "mmpose" else []
-    sources = [find_weights(params.pose.weights, workspace.weights_dir), *configs]
-    own = fingerprint("pose", LINKING, params.pose.fingerprint, [file_digest(source) for source in sources])
+    files = files_of_estimator(params.pose, workspace.weights_dir)
+    own = fingerprint("pose", LINKING, params.pose.fingerprint, [file_digest(file) for file in files])
     inputs = inputs_from(workspace.detections, clips)
     wanted = [
         Rules.wanted(clip, fingerprint(own, inputs.fingerprints[clip.id]), SLOT_RULES)

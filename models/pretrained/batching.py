@@ -5,18 +5,19 @@ shares a batch, so networks must give an image the same result in any batch.
 """
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 from time import perf_counter
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 
+from harcache.models.pretrained.network import Finish, Image, Network
 from harcache.pipeline.base.errors import HarcacheError
 
-__all__ = ["Finish", "Image", "Network", "Usage", "extract"]
+__all__ = ["Usage", "extract"]
 
 _AHEAD = 2  # batches that wait, full, for the network
 _SHAPES = 4  # batches that fill at a time, each with images of one shape
@@ -24,47 +25,6 @@ _UNDER_WAY = 2  # batches that a device has been given: it works on one while th
 
 _Clip = TypeVar("_Clip", bound=Hashable)
 _Results = list[np.ndarray]
-
-
-@dataclass(frozen=True)
-class Image:
-    """One image as a network takes it, and what brings its result back into the frame.
-
-    ``draw`` writes it, once, into uint8 memory of ``shape`` that holds anything before.
-    """
-
-    shape: tuple[int, ...]
-    draw: Callable[[np.ndarray], object]
-    place: Any
-
-
-# Waits for a batch: what was found in each image, or why nothing can be said of it, and the seconds that the
-# network took.
-Finish = Callable[[], tuple[Sequence[np.ndarray | HarcacheError], float]]
-
-
-class Network(Protocol):
-    """A pretrained network: ``batch`` images at a time, of one shape, whatever shares the batch."""
-
-    batch: int
-
-    def memory(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return uint8 memory for a batch, (batch, *shape), that the device reads; called from threads."""
-        ...
-
-    def prepare(self, frame: np.ndarray, boxes: np.ndarray) -> list[Image]:
-        """Cut a frame, (H, W, 3) uint8 RGB, into what the network takes; called from threads.
-
-        ``boxes``: (n, 4 or more), x1 y1 x2 y2, the persons to look at; a detector looks at the whole frame.
-        """
-        ...
-
-    def start(self, pixels: np.ndarray, images: Sequence[Image]) -> Finish:
-        """Start on the first images of a batch's ``pixels``, where they are drawn; the rest holds anything.
-
-        What this returns waits for the end; until then nobody else writes to ``pixels``.
-        """
-        ...
 
 
 @dataclass

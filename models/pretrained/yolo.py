@@ -1,47 +1,27 @@
-"""Ultralytics' YOLO networks as plain functions of many frames, without their predictor around them.
+"""Ultralytics' YOLO networks as plain functions of many frames, without their predictor around them."""
 
-Their checkpoints are pickles of whole modules; they are loaded by an allow-list of network classes, so that
-a hostile file can't run code. Settings, telemetry, installs and downloads of the library are switched off.
-"""
-
-import atexit
-import os
-import shutil
-import sys
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from harcache.models.pretrained.batching import Finish, Image
-from harcache.models.pretrained.inference import BatchRunner, not_finite, quicken, run_in
-from harcache.models.pretrained.weight_files import load_tensors
-from harcache.pipeline.base.errors import HarcacheError, refuse_newer
-from harcache.pipeline.base.layers import load
+from harcache.models.pretrained.batch_runner import BatchRunner
+from harcache.models.pretrained.cpu_convolutions import speed_up_convolutions
+from harcache.models.pretrained.letterbox import Letterbox
+from harcache.models.pretrained.network import Finish, Image
+from harcache.models.pretrained.number_format import not_finite, run_in
+from harcache.models.pretrained.ultralytics_files import load_yolo, person_class, prepare_ultralytics
+from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.params import Precision
 
-__all__ = ["YoloNetwork", "prepare_ultralytics", "save_yolo"]
+__all__ = ["YoloNetwork"]
 
-_FORMAT = "harcache-yolo-1"
-# The library calls whatever function a model's description names, so a file may name only these.
-_LAYERS = {"Conv", "C2f", "SPPF", "Concat", "Detect", "Pose", "nn.Upsample"}
 _CPU_BATCH, _GPU_BATCH = 4, 32  # frames; more at a time leave a CPU's cache
 _CANDIDATES = 4096  # a frame; the best of some ten thousand, far more than persons are
-_GREY = 114  # what Ultralytics fills the border with, in training too
-
-
-def save_yolo(model: Any, names: Mapping[int, str], path: Path) -> None:
-    """Save an Ultralytics ``DetectionModel`` as float16 tensors and plain values, without pickled code."""
-    state = model.state_dict()
-    state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-    torch.save({"format": _FORMAT, "yaml": model.yaml, "names": dict(names), "state_dict": state}, path)
 
 
 class YoloNetwork:
@@ -71,13 +51,13 @@ class YoloNetwork:
         limit: int,
     ) -> None:
         prepare_ultralytics()
-        model, names, trained_size = _load(path)
+        model, names, trained_size = load_yolo(path)
         self.batch = _CPU_BATCH if device == "cpu" else _GPU_BATCH
         self._score, self._nms_iou, self._limit = score, nms_iou, limit
         self._error = not_finite(path.name, precision)
         self._image_size = image_size or trained_size
         self._stride = int(model.stride.max())
-        self._person = _person_class(names, path)
+        self._person = person_class(names, path)
         self._classes = len(names)
         head = model.model[-1]
         self.keypoint_shape: tuple[int, int] | None = getattr(head, "kpt_shape", None)
@@ -87,7 +67,7 @@ class YoloNetwork:
         for layer in model.model[:-1]:
             run_in(precision, layer)
         run_in("float32", head)
-        quicken(model, device)
+        speed_up_convolutions(model, device)
         self._network = model.to(device, memory_format=torch.channels_last)
         self._anchors: dict[torch.Size, tuple[Tensor, Tensor]] = {}
         self._runner = BatchRunner(self._run, self._best, self.batch, precision, device)
@@ -95,11 +75,11 @@ class YoloNetwork:
 
     def prepare(self, frame: np.ndarray) -> Image:
         """Scale a frame, (H, W, 3) uint8 RGB, into the network's input."""
-        letterbox = _Letterbox.fit(frame.shape[:2], self._image_size, self._stride)
+        letterbox = Letterbox.fit(frame.shape[:2], self._image_size, self._stride)
         shape = (letterbox.input_height, letterbox.input_width, 3)
         return Image(shape, partial(letterbox.draw, frame), letterbox)
 
-    def start(self, pixels: np.ndarray, places: "Sequence[_Letterbox]") -> Finish:
+    def start(self, pixels: np.ndarray, places: "Sequence[Letterbox]") -> Finish:
         """Start to find the persons in frames that were drawn into ``pixels``.
 
         Each one's result is (n, 5 + 3 K) float32, best score first: x1 y1 x2 y2 in pixels within the frame,
@@ -136,7 +116,7 @@ class YoloNetwork:
         rows = torch.cat([torch.stack([*corners, scores], dim=-1), keypoints.transpose(1, 2)], dim=2)
         return rows, (scores >= self._score).sum(1), output.isfinite().flatten(1).all(1)
 
-    def _persons(self, candidates: np.ndarray, letterbox: "_Letterbox") -> np.ndarray:
+    def _persons(self, candidates: np.ndarray, letterbox: "Letterbox") -> np.ndarray:
         return letterbox.undo(_suppress(candidates, self._nms_iou))[: self._limit]
 
 
@@ -148,121 +128,3 @@ def _suppress(rows: np.ndarray, nms_iou: float) -> np.ndarray:
     boxes = rows[:, :4].astype(np.float64)  # in which sides are exact
     boxes[:, 2:] -= boxes[:, :2]
     return rows[list(cv2.dnn.NMSBoxes(boxes.tolist(), rows[:, 4].tolist(), 0.0, nms_iou))]
-
-
-@dataclass(frozen=True)
-class _Letterbox:
-    """Where a frame lies in the network's input: scaled to (height, width), at (left, top), amid grey."""
-
-    frame_height: int
-    frame_width: int
-    height: int
-    width: int
-    top: int
-    left: int
-    input_height: int
-    input_width: int
-
-    @classmethod
-    def fit(cls, frame_size: tuple[int, int], image_size: int, stride: int) -> "_Letterbox":
-        frame_height, frame_width = frame_size
-        scale = image_size / max(frame_size)
-        height, width = (max(1, round(side * scale)) for side in frame_size)
-        border_y, border_x = -height % stride, -width % stride
-        return cls(
-            frame_height=frame_height,
-            frame_width=frame_width,
-            height=height,
-            width=width,
-            top=border_y // 2,
-            left=border_x // 2,
-            input_height=height + border_y,
-            input_width=width + border_x,
-        )
-
-    def draw(self, frame: np.ndarray, image: np.ndarray) -> None:
-        """Draw the frame into ``image``, (input_height, input_width, 3) uint8."""
-        image[:] = _GREY
-        inside = image[self.top : self.top + self.height, self.left : self.left + self.width]
-        cv2.resize(frame, (self.width, self.height), dst=inside, interpolation=cv2.INTER_LINEAR)
-
-    def undo(self, persons: np.ndarray) -> np.ndarray:
-        """Bring boxes and keypoints into the frame's pixels, in place; boxes are cut at its border."""
-        scale_x, scale_y = self.frame_width / self.width, self.frame_height / self.height
-        for x in [0, 2, *range(5, persons.shape[1], 3)]:
-            persons[:, x] = (persons[:, x] - self.left) * scale_x
-            persons[:, x + 1] = (persons[:, x + 1] - self.top) * scale_y
-        persons[:, 0:4:2] = persons[:, 0:4:2].clip(0, self.frame_width)
-        persons[:, 1:4:2] = persons[:, 1:4:2].clip(0, self.frame_height)
-        return persons[(persons[:, 2] > persons[:, 0]) & (persons[:, 3] > persons[:, 1])]
-
-
-def prepare_ultralytics() -> None:
-    """Import Ultralytics without its telemetry, installs, downloads and settings in the home folder."""
-    if "ultralytics" in sys.modules:
-        return
-    # A folder a process: workers that start together would otherwise write one settings file at once.
-    settings = tempfile.mkdtemp(prefix="harcache-ultralytics-")
-    atexit.register(shutil.rmtree, settings, ignore_errors=True)
-    os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_VERBOSE="false")
-    users = os.environ.get("YOLO_CONFIG_DIR")
-    os.environ["YOLO_CONFIG_DIR"] = users or settings
-    try:
-        load("ultralytics")
-    finally:
-        if users is None:  # the folder is this process's alone, so its children must not inherit it
-            del os.environ["YOLO_CONFIG_DIR"]
-
-
-def _load(path: Path) -> tuple[Any, dict[int, str], int]:
-    """Return the network, its class names and the image size it was trained with."""
-    try:
-        saved = load_tensors(path)
-    except HarcacheError:
-        saved = {}
-    refuse_newer(saved.get("format"), _FORMAT, path)
-    return _load_saved(saved, path) if saved.get("format") == _FORMAT else _load_ultralytics(path)
-
-
-def _load_saved(saved: Mapping[str, Any], path: Path) -> tuple[Any, dict[int, str], int]:
-    from ultralytics.nn.tasks import DetectionModel
-
-    description = dict(saved["yaml"])
-    unknown = {layer[2] for part in ("backbone", "head") for layer in description[part]} - _LAYERS
-    if unknown or "activation" in description:
-        what = ", ".join(sorted(unknown)) or "an activation"
-        raise HarcacheError(
-            f"{path}: its description names {what}, expected only {', '.join(sorted(_LAYERS))}"
-        )
-    model = DetectionModel(description, verbose=False)
-    try:
-        model.load_state_dict(saved["state_dict"])
-    except RuntimeError as error:
-        raise HarcacheError(
-            f"{path}: its tensors don't fit its description; save it again by save_yolo"
-        ) from error
-    return model.float(), dict(saved["names"]), 640
-
-
-def _load_ultralytics(path: Path) -> tuple[Any, dict[int, str], int]:
-    from ultralytics.nn.tasks import torch_safe_load
-
-    try:
-        checkpoint, _ = torch_safe_load(str(path), safe_only=True)
-        model = (checkpoint.get("ema") or checkpoint["model"]).float()
-    except Exception as error:  # a damaged or foreign file shows itself in many ways
-        raise HarcacheError(
-            f"{path}: not a checkpoint that Ultralytics can load safely "
-            f"({type(error).__name__}: {' '.join(str(error).split())}); fetch it again, or update ultralytics"
-        ) from error
-    return model, dict(model.names), int(checkpoint.get("train_args", {}).get("imgsz", 640))
-
-
-def _person_class(names: Mapping[int, str], path: Path) -> int:
-    if len(names) == 1:
-        return next(iter(names))
-    for number, name in names.items():
-        if name == "person":
-            return number
-    known = ", ".join(names.values())
-    raise HarcacheError(f"{path}: knows no class 'person', only {known}; use weights that find persons")

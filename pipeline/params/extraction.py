@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from typing import Annotated, Literal
 
 from harcache.pipeline.base.fingerprints import fingerprint
+from harcache.pipeline.params.backends import DETECTORS, POSE_ESTIMATORS
 from harcache.pipeline.params.kinds import Count, Fraction, NotNegative, Positive, Precision, Range, Section
 
 __all__ = [
@@ -27,7 +28,7 @@ class DetectParams(Section):
     It looks at ``every`` so many frames, and between them persons move in straight lines.
     """
 
-    backend: Literal["ultralytics", "torchvision"]
+    backend: Literal[tuple(DETECTORS)]  # type: ignore[valid-type]
     weights: str
     image_size: Count
     score: Fraction
@@ -64,7 +65,7 @@ class NoDetectParams(Section):
 class PoseParams(Section):
     """The pose estimator; at most ``max_persons`` are kept a clip."""
 
-    backend: Literal["mmpose", "ultralytics"]
+    backend: Literal[tuple(POSE_ESTIMATORS)]  # type: ignore[valid-type]
     config: str
     weights: str
     flip_test: bool

@@ -12,7 +12,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from harcache.models.pretrained.batching import Network, Usage, extract
+from harcache.models.pretrained.batching import Usage, extract
+from harcache.models.pretrained.network import Network
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.clips import Clip
 from harcache.pipeline.params import DetectParams, PoseParams

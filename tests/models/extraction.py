@@ -2,10 +2,18 @@
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 
-from harcache.models.pretrained.batching import Network, extract
+from harcache.models.pretrained.batching import extract
+from harcache.models.pretrained.network import Network
 from harcache.pipeline.base.errors import HarcacheError
+
+
+def make_frames(count: int, height: int = 120, width: int = 160, seed: int = 0) -> list[np.ndarray]:
+    """Smooth random pictures."""
+    small = np.random.default_rng(seed).integers(0, 256, (count, 12, 16, 3), np.uint8)
+    return [cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC) for picture in small]
 
 
 def detect(detector: Network, frames: Sequence[np.ndarray]) -> list[np.ndarray]:

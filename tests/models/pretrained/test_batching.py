@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harcache.models.pretrained.batching import Finish, Image, Usage, extract
+from harcache.models.pretrained.batching import Usage, extract
+from harcache.models.pretrained.network import Finish, Image
 from harcache.pipeline.base.errors import HarcacheError
 
 _Frame = tuple[np.ndarray, np.ndarray]

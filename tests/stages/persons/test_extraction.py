@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harcache.cache.annotations import read_detections, write_detections
-from harcache.models.pretrained.batching import Finish, Image
+from harcache.models.pretrained.network import Finish, Image
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.clips import Clip, read_manifest
 from harcache.pipeline.params import DatasetParams, DetectParams

@@ -1,103 +1,25 @@
-"""What the pretrained networks share: number format, repeatable arithmetic and batches of one size.
+"""Runs a network on batches of one size, on a GPU without waiting for it.
 
 A batch always has the same size, filled up with blank images, since kernels are chosen by size and other
 kernels round differently: so a clip's result does not depend on what shares its batches.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from time import perf_counter
-from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import Tensor
 
-from harcache.models.pretrained.winograd import WinogradConv
-from harcache.pipeline.base.errors import HarcacheError
+from harcache.models.pretrained.number_format import repeatable
 from harcache.pipeline.params import Precision
 
-__all__ = ["BatchRunner", "not_finite", "quicken", "repeatable", "run_in"]
+__all__ = ["BatchRunner"]
 
 Outputs = tuple[Tensor, ...]
 _log = logging.getLogger(__name__)
 _RECORDED = 4  # shapes; each keeps its memory
-
-
-def run_in(precision: Precision, module: nn.Module) -> None:
-    """Make ``module`` compute in ``precision``: its weights, and whatever comes in, are converted.
-
-    Give the layers that turn features into coordinates "float32": bfloat16 holds 640 pixels to 2 pixels.
-    """
-    dtype = getattr(torch, precision)
-
-    def convert(value: Any) -> Any:
-        return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-
-    module.to(dtype)
-    module.register_forward_pre_hook(lambda _module, inputs: tree_map(convert, inputs))
-
-
-def quicken(module: nn.Module, device: str) -> None:
-    """On a CPU, make convolutions in float32 run in the quickest way, each of which rounds elsewhere.
-
-    1x1 ones by oneDNN: in one thread and small batches PyTorch copies their input and multiplies matrices
-    instead, which took a third of YOLO's time. Many 3x3 ones with fewer multiplications (`WinogradConv`).
-    """
-    if device != "cpu":
-        return
-    for parent in list(module.modules()):
-        for name, layer in parent.named_children():
-            if WinogradConv.suits(layer):
-                setattr(parent, name, WinogradConv(layer))
-            elif _is_one_by_one(layer) and torch.backends.mkldnn.is_available():
-                layer.forward = partial(_by_onednn, layer)  # type: ignore[method-assign]
-
-
-def _is_one_by_one(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
-    return (
-        isinstance(layer, nn.Conv2d)
-        and layer.weight.dtype == torch.float32
-        and layer.kernel_size == (1, 1)
-        and layer.padding == (0, 0)
-    )
-
-
-def _by_onednn(layer: nn.Conv2d, features: Tensor) -> Tensor:
-    return torch.mkldnn_convolution(
-        features, layer.weight, layer.bias, (0, 0), layer.stride, layer.dilation, layer.groups
-    )
-
-
-@contextmanager
-def repeatable(precision: Precision) -> Iterator[None]:
-    """Run networks without gradients, with the same kernels every time; float32 is never cut to TF32.
-
-    On a CPU one thread computes: more would share out a sum, and their number show in its last digits. Other
-    cores are for other workers.
-    """
-    tf32 = precision != "float32"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with (
-            torch.inference_mode(),
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32),
-        ):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def not_finite(network: str, precision: Precision) -> HarcacheError:
-    """Return the error for an output that is not finite, which would pass for finding nobody."""
-    return HarcacheError(
-        f"{network}: the output in {precision} is not finite; "
-        "set precision to float32, or replace the weights if it is float32 already"
-    )
 
 
 class BatchRunner:

@@ -1,4 +1,4 @@
-"""Detectors find what their libraries find, whatever shares the batch, and trust no file's code."""
+"""Ultralytics' detectors find what the library finds, whatever shares the batch, and trust no file's code."""
 
 import os
 import subprocess
@@ -7,21 +7,19 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 import yaml
 
 from harcache.models.detectors.registry import load_detector
-from harcache.models.pretrained import yolo
+from harcache.models.pretrained import ultralytics_files
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.params import DetectParams
-from tests.models.extraction import detect
+from tests.models.extraction import detect, make_frames
 
 if find_spec("ultralytics") is None:
     pytest.skip("the optional package ultralytics is not installed", allow_module_level=True)
-
 PARAMS = DetectParams(
     backend="ultralytics",
     weights="net.pt",
@@ -31,18 +29,12 @@ PARAMS = DetectParams(
     max_persons=4,
     precision="float32",
 )
-DESCRIPTION = Path(yolo.__file__).parents[1] / "weights" / "demo-yolo.yaml"
-
-
-def make_frames(count, height=120, width=160, seed=0):
-    """Smooth random pictures."""
-    small = np.random.default_rng(seed).integers(0, 256, (count, 12, 16, 3), np.uint8)
-    return [cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC) for picture in small]
+DESCRIPTION = Path(ultralytics_files.__file__).parents[1] / "weights" / "demo-yolo.yaml"
 
 
 def make_yolo(classes=1, seed=0):
     """The demo's network with random weights whose scores spread over 0 to 1."""
-    yolo.prepare_ultralytics()
+    ultralytics_files.prepare_ultralytics()
     from ultralytics.nn.tasks import DetectionModel
 
     torch.manual_seed(seed)
@@ -61,7 +53,7 @@ def make_yolo(classes=1, seed=0):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
-    yolo.save_yolo(make_yolo(), {0: "person"}, folder / "net.pt")
+    ultralytics_files.save_yolo(make_yolo(), {0: "person"}, folder / "net.pt")
     return folder
 
 
@@ -124,14 +116,14 @@ def test_only_the_class_person_counts(tmp_path):
     for branch in model.model[-1].cv3:
         branch[-1].weight.data[2] = 0
         branch[-1].bias.data[2] = -20
-    yolo.save_yolo(model, {0: "cat", 1: "person", 2: "dog"}, tmp_path / "net.pt")
+    ultralytics_files.save_yolo(model, {0: "cat", 1: "person", 2: "dog"}, tmp_path / "net.pt")
     assert any(map(len, detect(load_detector(PARAMS, tmp_path), make_frames(3))))
-    yolo.save_yolo(model, {0: "cat", 1: "dog", 2: "person"}, tmp_path / "net.pt")
+    ultralytics_files.save_yolo(model, {0: "cat", 1: "dog", 2: "person"}, tmp_path / "net.pt")
     assert not any(map(len, detect(load_detector(PARAMS, tmp_path), make_frames(3))))
 
 
 def test_weights_without_the_class_person_are_an_error(tmp_path):
-    yolo.save_yolo(make_yolo(classes=2), {0: "cat", 1: "dog"}, tmp_path / "net.pt")
+    ultralytics_files.save_yolo(make_yolo(classes=2), {0: "cat", 1: "dog"}, tmp_path / "net.pt")
     with pytest.raises(HarcacheError, match="no class 'person', only cat, dog"):
         load_detector(PARAMS, tmp_path)
 
@@ -164,7 +156,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_does_not_run(tmp_path):
 def test_a_description_may_name_layers_only(tmp_path):
     model = make_yolo()
     model.yaml["backbone"][0][2] = "load_checkpoint"
-    yolo.save_yolo(model, {0: "person"}, tmp_path / "net.pt")
+    ultralytics_files.save_yolo(model, {0: "person"}, tmp_path / "net.pt")
     with pytest.raises(HarcacheError, match="its description names load_checkpoint, expected only C2f"):
         load_detector(PARAMS, tmp_path)
 
@@ -178,23 +170,9 @@ def test_a_truncated_checkpoint_is_an_error(weights, tmp_path):
 def test_output_that_is_not_finite_is_an_error_not_an_empty_frame(tmp_path):
     model = make_yolo()
     model.model[0].conv.weight.data[0] = float("inf")
-    yolo.save_yolo(model, {0: "person"}, tmp_path / "net.pt")
+    ultralytics_files.save_yolo(model, {0: "person"}, tmp_path / "net.pt")
     with pytest.raises(HarcacheError, match="the output in float32 is not finite"):
         detect(load_detector(PARAMS, tmp_path), make_frames(1))
-
-
-def test_of_boxes_that_overlap_those_are_left_that_torchvision_leaves():
-    from torchvision.ops import nms
-
-    rng = np.random.default_rng(0)
-    for number in range(200):
-        centers = np.repeat(rng.uniform(0, 300, (number // 5, 2)), 3, axis=0)
-        corners = centers + rng.normal(0, 15, centers.shape)
-        scores = np.sort(rng.random(len(corners)))[::-1, None]
-        boxes = np.hstack([corners, corners + rng.uniform(20, 120, corners.shape), scores]).astype(np.float32)
-        rows = torch.from_numpy(boxes)
-        kept = nms(rows[:, :4], rows[:, 4], iou_threshold=0.5)
-        np.testing.assert_array_equal(yolo._suppress(boxes, 0.5), boxes[kept])
 
 
 @pytest.mark.slow  # a fresh process imports torch, Ultralytics and mmpose
@@ -233,41 +211,10 @@ assert not {{"torchvision", "torch._dynamo", "sympy"}} & set(sys.modules)  # eac
     done = subprocess.run(
         [sys.executable, "-c", script],
         env={**environment, "HOME": str(tmp_path), "TMPDIR": str(tmp_path), "XDG_CONFIG_HOME": ""},
-        cwd=Path(yolo.__file__).parents[2],
+        cwd=Path(ultralytics_files.__file__).parents[2],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     left = [str(path) for path in tmp_path.rglob("*")]
     assert left == []
-
-
-@pytest.fixture(scope="module")
-def rcnn_weights(tmp_path_factory):
-    from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
-
-    torch.manual_seed(0)
-    model = fasterrcnn_resnet50_fpn_v2(weights_backbone=None)
-    torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.1)
-    folder = tmp_path_factory.mktemp("rcnn")
-    torch.save(model.state_dict(), folder / "net.pt")
-    return folder
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_faster_rcnn_finds_boxes_in_the_frame(rcnn_weights, precision):
-    params = replace(PARAMS, backend="torchvision", score=0.0, image_size=64, precision=precision)
-    detector = load_detector(params, rcnn_weights)
-    found = detect(detector, make_frames(2))
-    assert len(found) == 2
-    for boxes in found:
-        assert boxes.dtype == np.float32
-        assert boxes.shape[1] == 5
-        assert len(boxes) <= 4
-        assert (boxes[:, 2:4] <= (160, 120)).all()
-        assert (np.diff(boxes[:, 4]) <= 0).all()
-
-
-def test_faster_rcnn_says_when_weights_are_another_networks(weights):
-    with pytest.raises(HarcacheError, match="not the weights of fasterrcnn_resnet50_fpn_v2"):
-        load_detector(replace(PARAMS, backend="torchvision"), weights)

@@ -2,31 +2,23 @@
 
 import warnings
 from dataclasses import replace
-from importlib.util import find_spec
 
-import cv2
 import numpy as np
 import pytest
 import torch
 
-from harcache.models.estimators.registry import (
-    _finish_decoding,
-    _matched,
-    _start_decoding,
-    load_pose_estimator,
-)
-from harcache.models.pretrained import mmpose_stand_ins, yolo
+from harcache.models.estimators.registry import load_pose_estimator
+from harcache.models.pretrained import mmpose_stand_ins
 from harcache.models.pretrained.weight_files import find_config, find_weights
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.datasets.demo import DemoSpec, generate_demo
 from harcache.pipeline.datasets.truth import read_truth
 from harcache.pipeline.params import PoseParams
 from harcache.pipeline.video.frames import read_frames
-from tests.models.extraction import estimate
+from tests.models.extraction import estimate, make_frames
 from tests.projects import ROOT
 
 mmpose_stand_ins.install()
-
 DEMO = PoseParams(
     backend="mmpose",
     config="demo-hrnet",
@@ -36,12 +28,6 @@ DEMO = PoseParams(
     precision="float32",
 )
 BOXES = np.array([[20, 10, 90, 110], [60.5, 5.25, 150, 118.5], [-5, 40, 30, 100]], np.float32)
-
-
-def make_frames(count, seed=0):
-    """Smooth random pictures."""
-    small = np.random.default_rng(seed).integers(0, 256, (count, 12, 16, 3), np.uint8)
-    return [cv2.resize(picture, (160, 120), interpolation=cv2.INTER_CUBIC) for picture in small]
 
 
 def make_model(config):
@@ -167,44 +153,6 @@ def test_keypoints_of_other_top_down_networks_are_those_that_mmpose_finds(tmp_pa
     assert_equal_to_mmpose(model, replace(DEMO, config=path), tmp_path, make_frames(1), [BOXES])
 
 
-def make_codec(kind, **settings):
-    from mmpose.registry import KEYPOINT_CODECS
-
-    return KEYPOINT_CODECS.build(
-        {"type": kind, "input_size": (96, 128), "heatmap_size": (24, 32), **settings}
-    )
-
-
-@pytest.mark.parametrize(
-    "codec",
-    [
-        make_codec("UDPHeatmap", sigma=1.5, blur_kernel_size=5),
-        make_codec("UDPHeatmap", sigma=2),
-        make_codec("UDPHeatmap", heatmap_type="combined"),
-        make_codec("MSRAHeatmap", sigma=1.5),
-        make_codec("MSRAHeatmap", sigma=1.5, unbiased=True),
-    ],
-    ids=["udp-small", "udp", "udp-combined", "msra", "msra-dark"],
-)
-def test_heatmaps_are_decoded_as_mmpose_does(codec):
-    rng = np.random.default_rng(0)
-    keypoints = rng.uniform(-0.02, 1.02, (8, 1, 17, 2)).astype(np.float32) * codec.input_size
-    heatmaps = np.stack([codec.encode(person)["heatmaps"] for person in keypoints]).astype(np.float32)
-    found, scores = _finish_decoding(_start_decoding(torch.from_numpy(heatmaps), codec), codec)
-    expected = [codec.decode(heatmap) for heatmap in heatmaps]
-    seen = scores > 0
-    np.testing.assert_allclose(found[seen], np.concatenate([e[0] for e in expected])[seen], atol=1e-3)
-    np.testing.assert_allclose(scores, np.concatenate([e[1] for e in expected]), atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["UDPHeatmap", "MSRAHeatmap"])
-def test_a_blank_heatmap_gives_a_keypoint_without_score(kind):
-    codec = make_codec(kind, sigma=1.5)
-    keypoints, scores = _finish_decoding(_start_decoding(torch.zeros(1, 17, 32, 24), codec), codec)
-    assert (scores == 0).all()
-    assert np.isfinite(keypoints).all()
-
-
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_persons_keypoints_do_not_depend_on_who_shares_the_batch(demo, precision):
     estimator = load_pose_estimator(replace(DEMO, precision=precision), demo[1])
@@ -272,47 +220,3 @@ def test_a_config_for_something_else_is_an_error(demo, tmp_path, change, message
     config.write_text(find_config("demo-hrnet").read_text().replace(*change))
     with pytest.raises(HarcacheError, match=message):
         load_pose_estimator(replace(DEMO, config=str(config)), demo[1])
-
-
-@pytest.fixture(scope="module")
-def yolo_pose(tmp_path_factory):
-    if find_spec("ultralytics") is None:
-        pytest.skip("the optional package ultralytics is not installed")
-    yolo.prepare_ultralytics()
-    from ultralytics.nn.tasks import PoseModel
-
-    torch.manual_seed(0)
-    model = PoseModel("yolov8n-pose.yaml", verbose=False)
-    model.names = {0: "person"}
-    for branch in model.model[-1].cv3:
-        torch.nn.init.constant_(branch[-1].bias, 2)
-    folder = tmp_path_factory.mktemp("yolo-pose")
-    torch.save({"model": model.half(), "train_args": {"imgsz": 128}}, folder / "net.pth.pt")
-    return folder
-
-
-def test_the_light_backend_gives_keypoints_to_each_box(yolo_pose):
-    params = replace(DEMO, backend="ultralytics", flip_test=False)
-    frames = make_frames(2)
-    whole = np.array([[0, 0, 160, 120]], np.float32)
-    one, two = estimate(load_pose_estimator(params, yolo_pose), frames, [whole, BOXES[:0]])
-    assert one.shape == (1, 17, 3)
-    assert np.isfinite(one).all()
-    assert two.shape == (0, 17, 3)
-
-
-def test_the_light_backend_refuses_a_flip_test_and_detectors(yolo_pose, tmp_path):
-    with pytest.raises(HarcacheError, match="has no flip test"):
-        load_pose_estimator(replace(DEMO, backend="ultralytics"), yolo_pose)
-
-
-def test_each_box_gets_the_person_that_overlaps_it_most_and_no_person_twice():
-    boxes = np.array([[0, 0, 10, 10], [1, 1, 11, 11], [50, 50, 60, 60]], np.float32)
-    predicted = np.zeros((2, 5 + 51), np.float32)
-    predicted[:, :4] = [[1, 1, 11, 11], [0, 0, 10, 9]]
-    predicted[:, 5:] = [[1], [2]]
-    keypoints = _matched(boxes, predicted)
-    assert (keypoints[0] == 2).all()
-    assert (keypoints[1] == 1).all()
-    assert np.isnan(keypoints[2, :, :2]).all()
-    assert (keypoints[2, :, 2] == 0).all()
