@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ __all__ = ["DEMO", "LAYOUTS", "Created", "draw_demo", "init", "params_text"]
 
 DEMO = "demo"
 
+_GIT, _DVC = "a Git repository", "a DVC repository"
 _TEMPLATES = Path(__file__).parent / "templates"
 _STANDARD = "extraction/standard.yaml"
 _SETTINGS = """[core]
@@ -89,9 +90,11 @@ def init(folder: Path, layout: str = "folder") -> Created:
             made.append(name)
         else:
             kept.append(name + _difference(folder / name, text))
-    for name, new in (("a Git repository", _init_git(folder)), ("a DVC repository", _init_dvc(folder))):
+    for name, new in ((_GIT, _init_git(folder)), (_DVC, _init_dvc(folder))):
         if new is not None:
             (made if new else kept).append(name)
+    if _GIT in made:
+        _commit(folder, made)
     return Created(folder, tuple(made), tuple(kept), _next(layout))
 
 
@@ -189,6 +192,17 @@ def _init_git(folder: Path) -> bool | None:
         return False
     _run(folder, "git", "init", "--quiet")
     return True
+
+
+def _commit(folder: Path, made: Sequence[str]) -> None:
+    """Commit what was written: DVC's logs of training name a commit, and fail where there is none yet."""
+    files = [name for name in made if name not in (_GIT, _DVC)]
+    _run(folder, "git", "add", "--", *files, *([".dvc"] if _DVC in made else []))
+    asked = subprocess.run(["git", "var", "GIT_COMMITTER_IDENT"], cwd=folder, capture_output=True)
+    named = asked.returncode == 0
+    # Someone who has not told Git their name yet can still begin.
+    stand_in = () if named else ("-c", "user.name=harcache", "-c", "user.email=harcache@localhost")
+    _run(folder, "git", *stand_in, "commit", "--quiet", "--message", "Start a harcache project")
 
 
 def _git_root(folder: Path) -> Path | None:

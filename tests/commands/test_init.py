@@ -343,3 +343,16 @@ def test_the_file_alone_says_how_to_install_what_it_needs(tmp_path: Path) -> Non
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(r"Error: harcache is not installed in .*; run `make setup` in .*\n", done.stderr)
+
+
+def test_a_new_repository_has_a_commit_so_that_training_can_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Also for someone who has never told Git their name.
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
+        monkeypatch.setenv(name, os.devnull)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    module.init(tmp_path / "lab", module.DEMO)
+    listed = succeeded(tmp_path / "lab", "git", "ls-tree", "-r", "--name-only", "HEAD").split()
+    assert {".dvc/config", "dvc.yaml", "params.yaml"} <= set(listed)
+    assert succeeded(tmp_path / "lab", "git", "status", "--porcelain") == ""
