@@ -57,7 +57,9 @@ def _reason(error: Exception) -> str:
     if "GLOBAL " in text:
         # PyTorch's own text advises to run what the file holds.
         return f"it names {text.partition('GLOBAL ')[2].split(' ')[0]}, which was not run"
-    if isinstance(error, ValueError | RuntimeError | zipfile.BadZipFile) and text:
+    # So the reader of opcodes says that the bytes are no pickle, which tells a user nothing.
+    unknown = text.startswith("at position ")
+    if isinstance(error, ValueError | RuntimeError | zipfile.BadZipFile) and text and not unknown:
         return text.partition(". ")[0][:200]
     return "it asks for too much memory" if isinstance(error, MemoryError) else "it is no file of PyTorch"
 

@@ -23,7 +23,8 @@ def init(folder: Path, layout: str | None, demo: bool) -> None:
     if demo and layout is not None:
         raise click.UsageError("--demo has a layout of its own: leave --layout out.")
     from harcache.commands import init as projects
+    from harcache.pipeline.base.progress import say
 
-    click.echo(projects.init(folder, DEMO if demo else layout or "folder"))
+    say(*str(projects.init(folder, DEMO if demo else layout or "folder")).splitlines())
     if demo:
         projects.draw_demo(folder)

@@ -116,7 +116,10 @@ def test_a_damaged_clip_has_no_digest_but_an_error(small: tuple[DatasetParams, W
 def test_a_dataset_without_caches_is_refused_and_no_folder_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
+    project = {tmp_path / "dvc.yaml", tmp_path / "params.yaml"}
+    for file in project:
+        file.touch()
     result = _harcache(tmp_path, monkeypatch, command, "smal")
     assert result.exit_code == 1
     assert "data/smal has no caches; correct the dataset's name" in result.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert set(tmp_path.iterdir()) == project

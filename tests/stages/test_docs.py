@@ -148,6 +148,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Any:
         (folder / program).chmod(0o755)
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv" / "bin" / "activate").touch()
+    (folder / "dvc.lock").touch()
 
     def read(text: str) -> list[list[str]]:
         log = folder / "written"
