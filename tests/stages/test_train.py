@@ -221,11 +221,14 @@ def test_a_split_without_clips_fails(demo: Workspace, params: DatasetParams) -> 
 
 def _flag_change(workspace: Workspace, clip: str) -> None:
     """Make the crop stage's table say that someone of the clip is suddenly elsewhere."""
-    rows = workspace.crops.read_text().splitlines()
-    changed = [
-        f"{row.rsplit(',', 3)[0]},1,1.0,identity_change" if row.startswith(clip) else row for row in rows
-    ]
-    workspace.crops.write_text("\n".join(changed) + "\n")
+    with workspace.crops.open(newline="") as file:
+        columns, *rows = csv.reader(file)
+    values = {"changes": "1", "seen": "1.0", "flags": "identity_change"}
+    for row in rows:
+        if row[0] == clip:
+            row[:] = [values.get(column, value) for column, value in zip(columns, row, strict=True)]
+    with workspace.crops.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
 
 
 def test_flagged_clips_are_left_out_of_training_on_request_and_never_of_testing(

@@ -67,7 +67,9 @@ def assert_equal_to_mmpose(model, params, folder, frames, boxes, alike=1.0):
     distance = np.abs(keypoints[..., :2] - [person.keypoints[0] for person in persons]).max(axis=-1)
     assert np.quantile(distance, alike) < 1e-3
     assert distance.max() < 0.1
-    np.testing.assert_allclose(keypoints[..., 2], [p.keypoint_scores[0] for p in persons], atol=1e-5)
+    # With random weights SimCC's scores reach 7, where processors that sum in another order differ by 2e-5.
+    scores = [p.keypoint_scores[0] for p in persons]
+    np.testing.assert_allclose(keypoints[..., 2], scores, rtol=5e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("flip_test", [True, False])
