@@ -26,7 +26,8 @@ from harcache.models.pretrained.ultralytics_files import prepare_ultralytics
 from harcache.models.pretrained.weight_files import find_config
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.params import DetectParams, PoseParams, Precision
-from harcache.pipeline.video.frames import read_frames, write_video
+from harcache.pipeline.video.frames import read_frames
+from harcache.pipeline.video.writing import write_video
 
 __all__ = ["as_table", "measure"]
 

@@ -20,7 +20,7 @@ from harcache.cache.shard_writer import ShardWriter
 from harcache.cache.store_paths import shard_path
 from harcache.cache.store_writer import create_store, write_index
 from harcache.cache.streaming.heatmaps import draw_heatmaps
-from harcache.pipeline.video.frames import write_video
+from harcache.pipeline.video.writing import write_video
 
 __all__ = ["HEATMAP_SIZE", "QUALITY", "SIGMA", "Filmed", "make_footage"]
 

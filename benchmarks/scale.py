@@ -33,7 +33,7 @@ from harcache.pipeline.base.files import partial_path
 from harcache.pipeline.base.fingerprints import fingerprint
 from harcache.pipeline.base.project import SHIPPED
 from harcache.pipeline.clips import Clip, read_manifest, write_manifest
-from harcache.pipeline.video.frames import write_video
+from harcache.pipeline.video.writing import write_video
 from harcache.pipeline.work.parts import Outcome, publish, sound_records
 from harcache.pipeline.work.plan import Wanted, plan
 

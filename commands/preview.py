@@ -19,7 +19,7 @@ from harcache.pipeline.base.files import refuse_to_overwrite, write_atomically
 from harcache.pipeline.base.progress import notice, progress, say, say_json
 from harcache.pipeline.clips import Clip, read_manifest
 from harcache.pipeline.params import DatasetParams, SampleParams
-from harcache.pipeline.video.frames import write_video
+from harcache.pipeline.video.writing import write_video
 from harcache.stages.pictures.montage import picture, video_frames
 from harcache.stages.shared.workspace import Workspace
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from harcache.pipeline.clips import read_manifest
 from harcache.pipeline.params import DatasetParams, FolderIndexParams, RgbParams
-from harcache.pipeline.video.frames import write_video
+from harcache.pipeline.video.writing import write_video
 from harcache.pipeline.work.engine import Engine
 from harcache.stages import index, rgb
 from harcache.stages.shared.workspace import Workspace

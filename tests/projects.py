@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from harcache.pipeline.video.frames import read_frames, write_video
+from harcache.pipeline.video.frames import read_frames
+from harcache.pipeline.video.writing import write_video
 
 ROOT = Path(__file__).parents[1]
 EXTRACTION = ("index", "detect", "pose", "crop", "heatmap", "rgb")

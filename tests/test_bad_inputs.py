@@ -26,7 +26,7 @@ from harcache.pipeline.datasets.drawn_figures.performers import make_look
 from harcache.pipeline.datasets.drawn_figures.scenes import make_scene
 from harcache.pipeline.params import FolderIndexParams, ImportedPoseParams, IndexParams, NoDetectParams
 from harcache.pipeline.skeletons.imported import ImportedPose, write_imported_poses
-from harcache.pipeline.video.frames import write_video
+from harcache.pipeline.video.writing import write_video
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import read_failures
 from harcache.stages import crop, detect, heatmap, index, pose, rgb

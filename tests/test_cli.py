@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 from harcache.cli import main
 from harcache.pipeline.clips import read_manifest
 from harcache.pipeline.skeletons.imported import ImportedPose, write_imported_poses
-from harcache.pipeline.video.frames import write_video
+from harcache.pipeline.video.writing import write_video
 from harcache.pipeline.work.outcomes import read_counts, read_failures
 
 _ROOT = Path(__file__).parents[1]

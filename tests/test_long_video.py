@@ -16,7 +16,7 @@ from harcache.pipeline.datasets.drawn_figures.figures import render
 from harcache.pipeline.datasets.drawn_figures.performers import make_look
 from harcache.pipeline.datasets.drawn_figures.scenes import make_scene
 from harcache.pipeline.params import FolderIndexParams, RgbParams
-from harcache.pipeline.video.frames import write_video
+from harcache.pipeline.video.writing import write_video
 from harcache.pipeline.work.engine import Engine
 from harcache.stages import crop, detect, index, pose, rgb
 from harcache.stages.shared.workspace import Workspace

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from harcache.pipeline.video.frames import write_video
+from harcache.pipeline.video.writing import write_video
 from tests.projects import ROOT, environment, new_project, succeeded, tiny_params
 
 _STAND_IN = """#!/bin/sh

@@ -28,7 +28,8 @@ from harcache.pipeline.params import (
     RgbParams,
     load_params,
 )
-from harcache.pipeline.video.frames import probe, read_frames, write_video
+from harcache.pipeline.video.frames import probe, read_frames
+from harcache.pipeline.video.writing import write_video
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import Counts
 from harcache.stages import crop, detect, heatmap, index, pose, rgb

@@ -16,7 +16,8 @@ import numpy as np
 from harcache.commands.prediction.poses import counted
 from harcache.commands.prediction.samples import SampledSpan
 from harcache.pipeline.base.progress import Progress
-from harcache.pipeline.video.frames import Probe, read_frames, write_video
+from harcache.pipeline.video.frames import Probe, read_frames
+from harcache.pipeline.video.writing import write_video
 from harcache.stages.pictures.drawing import (
     COLOURS,
     WHITE,

@@ -30,7 +30,7 @@ from harcache.pipeline.datasets.layout import Scan
 from harcache.pipeline.datasets.ntu import TRAIN_PERFORMERS, scan_actions
 from harcache.pipeline.datasets.truth import TRUTH
 from harcache.pipeline.params import IndexParams
-from harcache.pipeline.video.frames import write_video
+from harcache.pipeline.video.writing import write_video
 
 __all__ = ["DemoSpec", "generate_demo", "holds_other_demo", "object_pairs", "scan"]
 

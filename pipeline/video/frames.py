@@ -5,14 +5,13 @@ doubt costs decoding from the first frame, never a frame of the wrong number.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import av
 import numpy as np
@@ -23,11 +22,11 @@ from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from harcache.pipeline.base.errors import HarcacheError, did_you_mean
-from harcache.pipeline.base.files import commit_file, digest_of
+from harcache.pipeline.base.errors import HarcacheError
+from harcache.pipeline.base.files import digest_of
 from harcache.pipeline.clips import Clip
 
-__all__ = ["Probe", "VideoError", "clip_frames", "probe", "read_frames", "write_video"]
+__all__ = ["Probe", "VideoError", "clip_frames", "probe", "read_frames"]
 
 _ADVICE = "copy the file again from its source or remove it"
 # Containers round their duration and may not state how long the last frame lasts.
@@ -49,7 +48,6 @@ _EMPTY_PACKET = 19  # bytes; MPEG-4's way to show no frame is at most so large
 _FREELY_REORDERED = {"h264", "hevc"}
 _NO_TIME = -(1 << 63)
 _PACKET = np.dtype([("time", np.int64), ("size", np.int64), ("key", bool), ("hidden", bool)])
-_QUALITY_OPTIONS = {"libx264": ("crf",), "mpeg4": ("qmin", "qmax")}
 
 
 class VideoError(HarcacheError):
@@ -152,38 +150,6 @@ def read_frames(path: Path, start: int, end: int, threads: int = 1) -> Iterator[
         if number + 1 >= end:
             return
     raise VideoError(f"{path}: decoded {number + 1} of {end} frames; {_ADVICE}")
-
-
-def write_video(
-    path: Path, frames: Iterable[np.ndarray], fps: int | Fraction, codec: str = "libx264", crf: int = 18
-) -> None:
-    """Write (H, W, 3) uint8 RGB frames of even height and width as yuv420p; the suffix chooses the container.
-
-    ``crf`` is the rate factor of libx264 (0 best, 51 worst), or the quantiser of mpeg4 (1 best, 31 worst).
-    With mpeg4 the same frames give the same bytes; libx264's differ a little from call to call. The file
-    appears under its name only when it is whole.
-    """
-    if codec not in _QUALITY_OPTIONS:
-        raise VideoError(f"codec '{codec}' is not supported. {did_you_mean(codec, _QUALITY_OPTIONS)}")
-    images = iter(frames)
-    first = next(images, None)
-    if first is None or first.shape[0] % 2 or first.shape[1] % 2:
-        found = "no frames" if first is None else _by(first.shape[:2])
-        raise VideoError(f"{path}: can't write {found}; expected frames of even width and height")
-    # The suffix must stay, since it chooses the container; a dot hides the file from the dataset layouts.
-    partial = path.with_name(f".partial-{path.name}")
-    with av.open(partial, "w", options={"fflags": "+bitexact"}) as container:
-        options = {name: str(crf) for name in _QUALITY_OPTIONS[codec]}
-        if codec == "libx264":
-            options["preset"] = "veryfast"  # seven times as quick as its default, for larger files
-        stream = cast(VideoStream, container.add_stream(codec, fps, options | {"flags": "+bitexact"}))
-        stream.height, stream.width = first.shape[:2]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
-        for image in chain([first], images):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
-    commit_file(partial, path)
 
 
 def _stat_and_digest(path: Path) -> tuple[os.stat_result, str]:

@@ -27,7 +27,8 @@ from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.base.progress import progress
 from harcache.pipeline.clips import read_manifest
 from harcache.pipeline.params import DatasetParams, EvaluateParams, SampleParams
-from harcache.pipeline.video.frames import probe, read_frames, write_video
+from harcache.pipeline.video.frames import probe, read_frames
+from harcache.pipeline.video.writing import write_video
 from harcache.pipeline.work.engine import Engine
 from harcache.stages import evaluate
 from harcache.stages.scoring.accuracy import softmax

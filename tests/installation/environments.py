@@ -1,6 +1,7 @@
 """Wheels and environments for tests: harcache as others have it, away from the repository."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -13,7 +14,10 @@ _UV = Path(sys.executable).with_name("uv")
 
 def build_wheel(folder: Path) -> Path:
     """Build the project's wheel into ``folder`` and return its path."""
+    # What an earlier build left there would be packed again, modules that are gone included.
+    shutil.rmtree(ROOT / "build", ignore_errors=True)
     _run(_UV, "build", "--quiet", "--wheel", "--out-dir", folder, ROOT)
+    shutil.rmtree(ROOT / "build", ignore_errors=True)
     (wheel,) = folder.glob("harcache-*.whl")
     return wheel
 

@@ -29,7 +29,8 @@ from click.testing import CliRunner, Result
 from harcache.cli import main
 from harcache.models.networks.epam_net import EPAMNet
 from harcache.pipeline.params import load_params, to_mapping
-from harcache.pipeline.video.frames import read_frames, write_video
+from harcache.pipeline.video.frames import read_frames
+from harcache.pipeline.video.writing import write_video
 from harcache.stages.shared.workspace import Workspace
 from tests import projects
 from tests.tiny_demo import PARAMS, copy_of

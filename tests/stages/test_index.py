@@ -22,7 +22,7 @@ from harcache.pipeline.params import (
     RgbParams,
 )
 from harcache.pipeline.video import probes
-from harcache.pipeline.video.frames import write_video
+from harcache.pipeline.video.writing import write_video
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import Counts, read_counts, read_failures
 from harcache.stages import index

@@ -16,7 +16,8 @@ from harcache.cache.errors import CacheError
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.clips import read_manifest
 from harcache.pipeline.params import DatasetParams, FolderIndexParams, FramesParams, RgbParams
-from harcache.pipeline.video.frames import read_frames, write_video
+from harcache.pipeline.video.frames import read_frames
+from harcache.pipeline.video.writing import write_video
 from harcache.pipeline.work.engine import Engine
 from harcache.pipeline.work.outcomes import Counts, read_failures
 from harcache.stages import heatmap, index, rgb

@@ -9,7 +9,8 @@ import pytest
 
 from harcache.pipeline.base.errors import HarcacheError
 from harcache.pipeline.video import frames as video
-from harcache.pipeline.video.frames import VideoError, probe, read_frames, write_video
+from harcache.pipeline.video.frames import VideoError, probe, read_frames
+from harcache.pipeline.video.writing import write_video
 
 _REAL_VIDEOS = Path(__file__).parents[4] / "shared" / "videos"
 _REAL = {
